@@ -1,0 +1,1 @@
+"""The command line: sets Hythe up, runs it, asks it and watches it."""

@@ -1,0 +1,216 @@
+"""The folder in which one Hythe keeps all it has: `HYTHE_HOME`.
+
+    in-use            held by the process that runs this Hythe; it holds that process's number
+    system.json       where the running Hythe is, for the other commands (0600)
+    secrets/<who>/    what each of them needs to know, and nobody else: files of 0600 in folders of 0700
+    postgres/  nats/  the two servers' data, ports and logs
+    services/<name>/  what each service keeps: mirrors of repositories, scratch space
+    log/<name>.log    what each service says
+    ports/            the ports that were taken last time, and are taken again
+    stacks-dir        where the stacks' folders are
+
+Everything in `secrets` is made once, on the first start, and never changes by itself. Whoever loses `master_key` has
+lost every secret that Hythe was given; a backup without it is worth little. See docs/operating.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import nkeys
+
+from hythe_events.access import SERVICES
+from hythe_events.errors import Misconfigured
+
+RELAYS = ("git", "build", "deploy")
+"""The services that may publish the log. Not webhooks: it is the one that strangers talk to."""
+
+SHARED = {"master_key": SERVICES, "seal_key": RELAYS}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a running Hythe is: what `system.json` holds."""
+
+    pid: int
+    nats_url: str
+    seed_file: Path
+    webhooks_url: str
+    stacks_dir: Path
+    started_at: datetime
+    health: dict[str, str]
+
+
+def default_home(environment: dict[str, str] | None = None) -> Path:
+    """`HYTHE_HOME`, or `~/.local/share/hythe` (below `XDG_DATA_HOME` where that is set)."""
+    told = os.environ if environment is None else environment
+    if told.get("HYTHE_HOME"):
+        return Path(told["HYTHE_HOME"]).expanduser().absolute()
+    data = told.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local/share") / "hythe"
+
+
+DOCKGES = Path("/opt/stacks")
+"""Where Dockge has its stacks."""
+
+
+class Home:
+    """One such folder. Nothing is made before `prepare`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.expanduser().absolute()
+
+    @property
+    def postgres(self) -> Path:
+        return self.directory / "postgres"
+
+    @property
+    def nats(self) -> Path:
+        return self.directory / "nats"
+
+    def service(self, name: str) -> Path:
+        """The folder a service may write in."""
+        return self.directory / "services" / name
+
+    def log(self, name: str) -> Path:
+        return self.directory / "log" / f"{name}.log"
+
+    def port(self, name: str) -> Path:
+        """The file that remembers a port."""
+        return self.directory / "ports" / name
+
+    def secrets(self, who: str) -> Path:
+        return self.directory / "secrets" / who
+
+    def prepare(self) -> None:
+        """Make the folders, and on the first start the secrets.
+
+        Raises Misconfigured when data is there but the key to it is gone: a new key would not open the old secrets.
+        """
+        for folder in (
+            self.directory,
+            self.directory / "log",
+            self.directory / "ports",
+            self.directory / "secrets",
+        ):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name in SERVICES:
+            self.service(name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        if (self.postgres / "data" / "PG_VERSION").exists() and not (
+            self.secrets("owner") / "master_key"
+        ).exists():
+            raise Misconfigured(
+                f"{self.secrets('owner') / 'master_key'} is missing, and without it the secrets that this Hythe "
+                "keeps cannot be read: put it back from a backup, or start with another HYTHE_HOME"
+            )
+        for name in SHARED:
+            self._made(self.secrets("owner") / name, lambda: secrets.token_hex(32))
+        for who in (*SERVICES, "relay", "client"):
+            self._made(self.secrets(who) / "nats_seed", _new_seed)
+        for who in (*SERVICES, "relay"):
+            self._made(self.secrets(who) / "postgres_password", lambda: secrets.token_urlsafe(32))
+        for name, holders in SHARED.items():
+            for who in holders:
+                self._copied(self.secrets("owner") / name, self.secrets(who) / name)
+        for who in RELAYS:
+            for name in ("nats_seed", "postgres_password"):
+                self._copied(self.secrets("relay") / name, self.secrets(who) / f"relay_{name}")
+
+    def role_passwords(self) -> dict[str, str]:
+        """The passwords of the Postgres roles, by the name of the service each belongs to."""
+        return {who: _read(self.secrets(who) / "postgres_password") for who in (*SERVICES, "relay")}
+
+    def public_keys(self) -> dict[str, str]:
+        """The public nkeys of the NATS users."""
+        return {
+            who: _public(_read(self.secrets(who) / "nats_seed")) for who in (*SERVICES, "relay", "client")
+        }
+
+    def stacks(self, environment: dict[str, str] | None = None) -> Path:
+        """Where the stacks' folders are: `STACKS_DIR`; or where they were last time; or /opt/stacks, where Dockge looks
+        too, if we may write there; or a folder in here."""
+        told = (os.environ if environment is None else environment).get("STACKS_DIR")
+        if told:
+            return Path(told).expanduser().absolute()
+        with contextlib.suppress(FileNotFoundError):
+            return Path(self._stacks_file.read_text().strip())
+        existing = next(path for path in (DOCKGES, *DOCKGES.parents) if path.exists())
+        return DOCKGES if os.access(existing, os.W_OK | os.X_OK) else self.directory / "stacks"
+
+    def remember_stacks(self, folder: Path) -> None:
+        """Use the same folder next time, whatever has become of our rights by then."""
+        _write(self._stacks_file, f"{folder}\n")
+
+    @property
+    def _stacks_file(self) -> Path:
+        return self.directory / "stacks-dir"
+
+    def tell_place(self, place: Place) -> None:
+        """Write `system.json`."""
+        shown = {
+            name: str(value) if not isinstance(value, int | dict) else value
+            for name, value in vars(place).items()
+        }
+        _write(self.directory / "system.json", json.dumps(shown, indent=2) + "\n")
+
+    def forget_place(self) -> None:
+        (self.directory / "system.json").unlink(missing_ok=True)
+
+    def place(self) -> Place | None:
+        """Where this Hythe runs; None when it does not, or its last words cannot be read."""
+        try:
+            held: dict[str, Any] = json.loads((self.directory / "system.json").read_text())
+            return Place(
+                pid=int(held["pid"]),
+                nats_url=held["nats_url"],
+                seed_file=Path(held["seed_file"]),
+                webhooks_url=held["webhooks_url"],
+                stacks_dir=Path(held["stacks_dir"]),
+                started_at=datetime.fromisoformat(held["started_at"]),
+                health=held["health"],
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _made(self, file: Path, make: Callable[[], str]) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not file.exists():
+            _write(file, make() + "\n")
+
+    def _copied(self, original: Path, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        content = original.read_text()
+        if not file.exists() or file.read_text() != content:
+            _write(file, content)
+
+
+def _write(file: Path, content: str) -> None:
+    """Write a file that only we may read, all of it or nothing."""
+    new = file.with_name(f".{file.name}.new")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as opened:
+        opened.write(content)
+        opened.flush()
+        os.fsync(opened.fileno())
+    new.replace(file)
+
+
+def _read(file: Path) -> str:
+    return file.read_text().strip()
+
+
+def _new_seed() -> str:
+    return bytes(nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)).decode()
+
+
+def _public(seed: str) -> str:
+    return bytes(nkeys.from_seed(bytearray(seed.encode())).public_key).decode()

@@ -1,0 +1,1 @@
+"""Builds the images of one commit through the Docker API."""
