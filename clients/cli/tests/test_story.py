@@ -59,7 +59,9 @@ def test_a_service_name_with_an_escape_stays_a_name() -> None:
 def test_every_event_has_words_of_its_own(kind: str) -> None:
     """A new event is not finished until somebody can read it."""
     event = EVENTS[kind]
-    fields: dict[str, Any] = {name: _some(name, field.annotation) for name, field in event.model_fields.items()}
+    fields: dict[str, Any] = {
+        name: _some(name, field.annotation) for name, field in event.model_fields.items()
+    }
     made = event.model_construct(None, **fields)
     assert story.tell(made).text not in {"", kind}
 

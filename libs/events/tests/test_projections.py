@@ -316,25 +316,21 @@ async def test_a_rebuild_while_events_arrive_misses_none(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Crash point P3: between the last batch and the swap the log goes on growing."""
-    monkeypatch.setattr("hythe_events.projections.BATCH", 7)
+    monkeypatch.setattr("hythe_events.projections.BATCH", 20)
     await created(store, "a")
-    stop = asyncio.Event()
+    equal: list[bool] = []
 
-    async def pushes() -> int:
-        position = n = 0
-        while not stop.is_set():
-            position = await switched(store, "a", bool(n % 2))
-            n += 1
-        return position
+    async def pushes() -> None:
+        for n in range(200):
+            await switched(store, "a", bool(n % 2))
 
-    async with following(store, Sources()) as projector:
-        pushing = asyncio.create_task(pushes())
-        for _ in range(5):
-            assert (await projector.rebuild())["sources"].equal
-        stop.set()
-        position = await pushing
-        await reached(projector, position)
-    assert len(await rows(store, "switchings")) == position - 1
+    async with following(store, Sources()) as projector, asyncio.TaskGroup() as group:
+        pushing = group.create_task(pushes())
+        while not pushing.done():
+            equal.append((await projector.rebuild())["sources"].equal)
+        await reached(projector, 201)
+    assert all(equal)
+    assert len(await rows(store, "switchings")) == 200
 
 
 async def test_a_rebuild_mends_a_read_model_that_stands_still(store: Store) -> None:

@@ -57,7 +57,7 @@ async def check() -> int:
     python = sys.executable
     checks: list[tuple[str, Callable[[], Awaitable[Verdict]]]] = [
         ("format", lambda: _tool(root, python, "-m", "ruff", "format", "--check", ".")),
-        ("lint", lambda: _tool(root, python, "-m", "ruff", "check", "--quiet", ".")),
+        ("lint", lambda: _tool(root, python, "-m", "ruff", "check", "--output-format=concise", ".")),
         ("imports", lambda: _tool(root, str(installed_program("lint-imports")), "--no-logo")),
         ("types", lambda: _tool(root, python, "-m", "mypy", "--no-color-output")),
         ("known holes", lambda: known_holes(root)),

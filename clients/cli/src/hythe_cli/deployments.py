@@ -23,7 +23,7 @@ from hythe_events.deployment import Deployment, evolve
 from hythe_events.envelope import Envelope, to_cloudevent
 from hythe_events.errors import NotFound
 from hythe_events.git import DeploymentOpened, RequestDeployment
-from hythe_events.language import Event
+from hythe_events.language import Event, one_line
 from hythe_events.log import Done, Rows
 from hythe_events.webhooks import ListDeliveries
 
@@ -292,8 +292,9 @@ def show_state(state: Deployment) -> None:
     ):
         if value:
             shown.say(f"  {name:<9} {shown.harmless(str(value))}")
+    did = "ran" if state.outcome == "succeeded" else "wanted"
     for service, image in state.manifest.services.items() if state.manifest else ():
-        shown.say(f"  runs      {shown.harmless(service)}: {shown.harmless(image.image)} = {image.digest}")
+        shown.say(f"  {did:<9} {shown.harmless(service)}: {shown.harmless(image.image)} = {image.digest}")
 
 
 def show_timeline(events: list[Envelope[Event]]) -> None:
@@ -310,12 +311,12 @@ def history_table(rows: Sequence[Mapping[str, Any]]) -> None:
         [
             (
                 shown.short(row["id"]),
-                shown.local_time(shown.first_of(row, "requested_at", "started_at")),
+                shown.local_time(row["requested_at"]),
                 row["stack"],
-                shown.first_of(row, "outcome", "phase", "status"),
-                shown.short(row.get("commit")),
-                row.get("asked_by"),
-                row.get("reason"),
+                row["outcome"] or row["phase"],
+                shown.short(row["commit"]),
+                row["asked_by"],
+                one_line(row["reason"] or "", 100),
             )
             for row in rows
         ],

@@ -19,9 +19,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -144,11 +144,6 @@ def short(identifier: object) -> str:
     """An id as short as it may be typed: up to its second dash for a UUID, 8 letters of anything else."""
     text = str(identifier or "")
     return text[:13] if len(text) == 36 and text.count("-") == 4 else text.removeprefix("sha256:")[:8]
-
-
-def first_of(row: Mapping[str, Any], *names: str) -> Any:
-    """The value of the first of these columns that the row has."""
-    return next((row[name] for name in names if row.get(name) is not None), None)
 
 
 def exit_code(error: HytheError) -> int:

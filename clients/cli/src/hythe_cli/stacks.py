@@ -132,12 +132,13 @@ async def list_(*, json: AsJson = False, home: HomeFolder = None) -> int:
         shown.say("No stacks yet: add one with ./hythe stack add NAME URL")
         return shown.GOOD
     shown.table(
-        ("stack", "runs", "commit", "branch", "repository"),
+        ("stack", "runs", "commit", "last", "branch", "repository"),
         [
             (
                 name,
-                shown.short(shown.first_of(running.get(name, {}), "deployment", "live")),
-                shown.short(shown.first_of(running.get(name, {}), "commit", "commit_id")),
+                shown.short(running.get(name, {}).get("live_deployment")),
+                shown.short(running.get(name, {}).get("live_commit")),
+                running.get(name, {}).get("last_outcome") or running.get(name, {}).get("last_phase"),
                 known.get(name, {}).get("branch"),
                 known.get(name, {}).get("url"),
             )

@@ -312,7 +312,10 @@ class System:
         settings |= {
             "webhooks": {"HYTHE_HOST": self.webhooks_host, "HYTHE_PORT": str(self.webhooks_port)},
             "git": {"HYTHE_GIT_DIR": str(self.home.service("git"))},
-            "build": {"HYTHE_DOCKER_HOST": docker_host()},
+            "build": {
+                "HYTHE_DOCKER_HOST": docker_host(),
+                "HYTHE_BUILD_DIR": str(self.home.service("build")),
+            },
             "deploy": {"HYTHE_DOCKER_HOST": docker_host(), "HYTHE_STACKS_DIR": str(self.stacks)},
         }[name]
         return settings | self._settings | self._per_service.get(name, {})

@@ -22,6 +22,10 @@ Folder = Annotated[
 ]
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, whoever supervises us, and a terminal that was closed."""
+
+
 async def up(
     *,
     home: Folder = None,
@@ -77,7 +81,7 @@ def banner(system: System) -> None:
 
 @contextlib.asynccontextmanager
 async def until_told_to_stop() -> AsyncIterator[asyncio.Event]:
-    """Gives an event that is set by Ctrl-C or SIGTERM; while nobody waits for it, the first of them cancels the task.
+    """Gives an event that is set by the first of STOPPING; while nobody waits for it, it cancels the task.
 
     A second Ctrl-C is not heard any more: what stops, stops in order, and within the parts' own limits.
     """
@@ -93,7 +97,7 @@ async def until_told_to_stop() -> AsyncIterator[asyncio.Event]:
         if not told.waited_for:
             owner.cancel(f"{number.name}")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         loop.add_signal_handler(number, hear, number)
     try:
         yield told
@@ -102,7 +106,7 @@ async def until_told_to_stop() -> AsyncIterator[asyncio.Event]:
             raise KeyboardInterrupt from None
         raise
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             loop.remove_signal_handler(number)
 
 

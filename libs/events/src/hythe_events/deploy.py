@@ -81,7 +81,7 @@ class DeployStarted(Event):
     replaces: UUID | None
 
 
-Step = Literal["render", "policy", "pull", "up", "health", "verify", "restore", "restore_health"]
+Step = Literal["render", "policy", "pull", "rehearse", "up", "health", "verify", "restore", "restore_health"]
 
 
 class DeployStepCompleted(Event):

@@ -146,5 +146,5 @@ def from_cloudevent(body: bytes) -> Envelope[Event]:
         raise Refused(
             f"not an event of Hythe: the field {error} is missing", field=str(error.args[0])
         ) from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Refused(f"not an event of Hythe: {error}") from error

@@ -89,8 +89,21 @@ def one_line(text: str, limit: int = 500) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+_random = bytearray()
+
+
 def new_id() -> UUID:
     """A UUIDv7 (RFC 9562 §5.7): 48 bits of Unix milliseconds, then random bits, so that ids sort by age."""
-    value = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | int.from_bytes(os.urandom(10), "big")
+    if not _random:
+        _random.extend(os.urandom(4090))  # a system call for each id costs more than all the rest
+    value = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80 | int.from_bytes(_random[-10:], "big")
+    del _random[-10:]
     value = value & ~(0xF << 76) | 0x7 << 76
     return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
+
+
+def _forget_random() -> None:
+    _random.clear()
+
+
+os.register_at_fork(after_in_child=_forget_random)

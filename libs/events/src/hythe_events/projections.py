@@ -26,9 +26,12 @@ from hythe_events.errors import HytheError, NotFound, NotNow
 from hythe_events.faults import crash_point
 from hythe_events.language import Event, one_line
 from hythe_events.postgres import Connection, our_errors
+from hythe_events.store import Head
 
 BATCH = 1000
 """Events per transaction."""
+PASSES = 3
+"""How often a rebuild catches up with the log before it does so for the last time, while the live model waits."""
 STANDBY = 0.5
 """Seconds between two looks of a process that finds another one applying."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
@@ -69,6 +72,8 @@ class Log(Protocol):
     """What a projector needs of the event store; `hythe_events.store.Store` is the real one."""
 
     async def read_all(self, after: int, limit: int = 1000) -> list[Envelope[Event]]: ...
+
+    async def head(self) -> Head: ...
 
     async def beyond(self, position: int, timeout: float = 1.0) -> None: ...
 
@@ -257,13 +262,20 @@ class Projector:
             await connection.execute("delete from checkpoints where projection = $1", projection.name)
             await _create(connection, projection, token)
         position = 0
-        while events := await self._store.read_all(position, BATCH):
-            async with self._writing(beside) as connection:
-                await _still_ours(connection, projection, token)
-                await _apply(connection, projection, events)
-            position = events[-1].position
-            await crash_point("P2")
+        for _ in range(PASSES):
+            async for events in self._events(position, (await self._store.head()).position):
+                async with self._writing(beside) as connection:
+                    await _still_ours(connection, projection, token)
+                    await _apply(connection, projection, events)
+                position = events[-1].position
+                await crash_point("P2")
         return await self._swap(follower, position, token)
+
+    async def _events(self, after: int, until: int) -> AsyncIterator[list[Envelope[Event]]]:
+        """The log beyond `after` in batches, and no further than `until`: it may grow faster than it is applied."""
+        while after < until and (events := await self._store.read_all(after, min(BATCH, until - after))):
+            yield events
+            after = events[-1].position
 
     async def _swap(self, follower: _Follower, position: int, token: UUID) -> Rebuild:
         """Brings both to the same position while nobody else writes, compares them, and puts the new in place."""
@@ -272,7 +284,7 @@ class Projector:
             await connection.execute("set local lock_timeout = '30s'")
             await _lock(connection, live, projection.name)
             await _still_ours(connection, projection, token)
-            while events := await self._store.read_all(position, BATCH):
+            async for events in self._events(position, (await self._store.head()).position):
                 await _apply(connection, projection, events)
                 position = events[-1].position
             comparable = await self._bring_up(connection, projection, position)
@@ -308,9 +320,7 @@ class Projector:
         try:
             async with connection.transaction():
                 done = await _checkpoint(connection, projection.name)
-                while done < position and (
-                    events := await self._store.read_all(done, min(BATCH, position - done))
-                ):
+                async for events in self._events(done, position):
                     await _apply(connection, projection, events)
                     done = events[-1].position
         except NotApplied as error:

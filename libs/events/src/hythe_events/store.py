@@ -38,6 +38,10 @@ from hythe_events.postgres import (
 )
 from hythe_events.telemetry import current_traceparent
 
+LANES = 2
+"""Connections that append. While Postgres works for one, this process prepares and answers the other's callers."""
+LANE_FULL = 16
+"""From so many waiting appends on, a lane leaves the half of them to one that idles."""
 BATCH_EVENTS = 512
 BATCH_BYTES = 4 * 1024 * 1024
 DOORBELL = "hythe_log"
@@ -101,6 +105,7 @@ class Store:
         self._pool = pool
         self._waiting: list[_Append] = []
         self._wanted = asyncio.Event()
+        self._working = 0
         self._committed = 0
         self._bell_wanted = asyncio.Event()
         self._arrived = asyncio.Event()
@@ -113,7 +118,10 @@ class Store:
     async def open(cls, dsn: str, *, readers: int = 4) -> AsyncIterator[Store]:
         """Opens the store at `dsn`, which names role and password. Raises StoreUnavailable, Misconfigured."""
         store = cls(dsn, await open_pool(dsn, size=readers))
-        store._tasks = [asyncio.create_task(store._write()), asyncio.create_task(store._ring())]
+        store._tasks = [
+            *(asyncio.create_task(store._write()) for _ in range(LANES)),
+            asyncio.create_task(store._ring()),
+        ]
         try:
             yield store
         finally:
@@ -168,6 +176,7 @@ class Store:
                 if not batch:
                     self._wanted.clear()
                     continue
+                self._working += 1
                 try:
                     if connection is None or connection.is_closed():
                         connection = await connect(self._dsn, application="hythe store")
@@ -177,6 +186,11 @@ class Store:
                     if isinstance(error, StoreUnavailable) and connection is not None:
                         connection.terminate()
                         connection = None
+                except asyncio.CancelledError:
+                    self._fail(batch, StoreUnavailable("the event store is closed"))
+                    raise
+                finally:
+                    self._working -= 1
         finally:
             self._fail(self._waiting, StoreUnavailable("the event store is closed"))
             if connection is not None:
@@ -186,6 +200,9 @@ class Store:
         """What waits, oldest first, at most one append per stream and not more than a batch holds."""
         if len(self._waiting) == 1:
             return [self._waiting.pop()]
+        most = len(self._waiting)
+        if self._working == 0 and most >= LANE_FULL:
+            most //= 2
         batch: list[_Append] = []
         later: list[_Append] = []
         streams: set[str] = set()
@@ -226,7 +243,7 @@ class Store:
             if wanted.answer.done():  # its caller has gone
                 continue
             if verdict == "appended":
-                self._committed = position
+                self._committed = max(self._committed, position)
                 wanted.answer.set_result(_envelopes(wanted, version, position, at, links))
             elif verdict == "known":
                 wanted.answer.set_result(await self._known(connection, wanted))
@@ -302,6 +319,18 @@ class Store:
                 prefix[:-1] + chr(ord(prefix[-1]) + 1),
             )
         return [_decoded(row) for row in rows]
+
+    async def replay(self, after: int = 0, *, page: int = 1000) -> AsyncIterator[list[Envelope[Event]]]:
+        """The whole log beyond position `after`, page by page, up to its end. Postgres reads ahead by one page."""
+        query = f"select {_COLUMNS} from log.events where position > $1 order by position limit $2"
+        async with our_errors(), self._pool.acquire() as connection:
+            statement = await connection.prepare(query)
+            rows = await statement.fetch(after, page)
+            while rows:
+                ahead = asyncio.ensure_future(statement.fetch(rows[-1]["position"], page))
+                await asyncio.sleep(0)  # let the question go out before the answer to the last one is decoded
+                yield [_decoded(row) for row in rows]
+                rows = await ahead
 
     async def read_raw(self, after: int, limit: int = 1000) -> list[Raw]:
         """As `read_all`, the rows as they are stored, evidence included."""
@@ -391,12 +420,11 @@ class Store:
     async def _close(self) -> None:
         self._closing = True
         self._wanted.set()
-        writer, *others = self._tasks
+        *writers, _ringer = self._tasks
         try:
-            async with asyncio.timeout(10):
-                await asyncio.wait([writer])
+            await asyncio.wait(writers, timeout=10)
         finally:
-            for task in (writer, *others):
+            for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             if self._listener is not None:
@@ -463,32 +491,7 @@ def _envelopes(
 
 
 def _decoded(row: Record) -> Envelope[Event]:
-    (
-        event_id,
-        stream,
-        version,
-        position,
-        kind,
-        data,
-        at,
-        correlation,
-        causation,
-        actor,
-        trace,
-        chain,
-        schema,
-    ) = row
-    return Envelope(
-        event_id,
-        stream,
-        version,
-        position,
-        kind,
-        decode(kind, schema, data),
-        at,
-        correlation,
-        causation,
-        actor,
-        trace,
-        chain,
-    )
+    """The row as an envelope: `_COLUMNS` stand in the order of its fields, `data` still as text, the schema number last."""
+    fields = tuple(row)
+    event = decode(fields[4], fields[12], fields[5])
+    return tuple.__new__(Envelope, (*fields[:5], event, *fields[6:12]))

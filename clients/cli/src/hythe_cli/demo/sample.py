@@ -45,5 +45,10 @@ def first_version(busybox: bytes, port: int) -> dict[str, str | bytes | None]:
 
 
 def broken_version() -> dict[str, str | bytes | None]:
-    """What the second commit changes: the page moves, and its health check asks for it in vain."""
+    """What the second commit changes: the page moves, and the health check asks for it in vain."""
     return {f"page/{PAGE}": None, "page/moved/index.html": HELLO.format(version=2)}
+
+
+def mended_version() -> dict[str, str | bytes | None]:
+    """What the third commit changes: the page is back where it belongs, and says something else."""
+    return {f"page/{PAGE}": HELLO.format(version=3), "page/moved/index.html": None}

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
@@ -23,7 +23,6 @@ from hythe_cli.demo.witness import DockerView
 from hythe_cli.local.processes import free_port
 from hythe_cli.system import System
 from hythe_events import log, streams
-from hythe_events.build import ImageBuilt
 from hythe_events.bus import Bus
 from hythe_events.decider import fold
 from hythe_events.deploy import DeployCompleted
@@ -64,7 +63,7 @@ class Scene:
     forge: GitServer
     docker: DockerView
     bus: Bus
-    busybox: bytes
+    busybox: bytes = field(repr=False)
 
     async def add_app(self, stack: str, *, told_of_pushes: bool = True) -> App:
         """What `hythe stack add` does, with a new repository that tells of each push, or does not."""
@@ -78,6 +77,7 @@ class Scene:
 
     async def commit_first(self, app: App, message: str = "Say hello") -> str:
         """Commit a version that works."""
+        (app.work.folder / "busybox").touch(mode=0o755)  # it is run in the image: git keeps the mode
         return await app.work.commit(sample.first_version(self.busybox, app.port), message)
 
     async def commit_broken(self, app: App, message: str = "Move the page") -> str:
@@ -124,10 +124,7 @@ async def set_up(
     settings: Mapping[str, str] | None = None,
     tell: Callable[[str], None] = lambda _sentence: None,
 ) -> AsyncIterator[Scene]:
-    """A new scene in `folder`, which is made, and removed at the end with all that the scene's stacks left in Docker.
-
-    Every stack's name must begin with the folder's name: that is how its things are known.
-    """
+    """A new scene in `folder`, which is made, and removed at the end with all that the scene's stacks left in Docker."""
     async with contextlib.AsyncExitStack() as cleaning:
         docker = await cleaning.enter_async_context(DockerView(docker_host))
         folder.mkdir(parents=True, mode=0o700)
@@ -136,9 +133,7 @@ async def set_up(
         system = System(folder, stacks=folder / "stacks", settings={**LOCAL, **(settings or {})}, tell=tell)
         await cleaning.enter_async_context(system)
         bus = await cleaning.enter_async_context(asking.running_hythe(folder))
-        scene = Scene(folder, system, forge, docker, bus, await asyncio.to_thread(busybox.read_bytes))
-        cleaning.push_async_callback(_note_images, scene)
-        yield scene
+        yield Scene(folder, system, forge, docker, bus, await asyncio.to_thread(busybox.read_bytes))
 
 
 async def clear_leftovers(below: Path, docker: DockerView) -> None:
@@ -151,21 +146,6 @@ async def clear_leftovers(below: Path, docker: DockerView) -> None:
                 await _clear(folder, docker)
             finally:
                 os.close(descriptor)
-
-
-async def _note_images(scene: Scene) -> None:
-    """Write down which images were built, for whoever clears up: us, or the next demo when we are killed."""
-    with contextlib.suppress(Exception):
-        built: set[str] = set()
-        after = 0
-        while True:
-            page = await scene.bus.ask(log.ReadLog(after=after, limit=1000), log.Page, actor=asking.actor())
-            events = asking.events_of(page)
-            built |= {event.data.image.reference for event in events if isinstance(event.data, ImageBuilt)}
-            if not events:
-                break
-            after = events[-1].position
-        (scene.folder / "images").write_text("\n".join(sorted(built)))
 
 
 async def _clear(folder: Path, docker: DockerView) -> None:

@@ -39,9 +39,10 @@ class Stage:
 
     @contextlib.contextmanager
     def chapter(self, title: str, steps: Sequence[str] = ()) -> Iterator[None]:
-        """A part of the story, with the steps that are expected in it."""
-        self.say()
-        self.say(title, style="bold")
+        """A part of the story, with the steps that are expected in it. Without a title it goes on with the last one."""
+        if title:
+            self.say()
+            self.say(title, style="bold")
         self._steps = [_Step(name) for name in steps]
         if self._steps:
             self._steps[0].began = time.monotonic()
@@ -102,10 +103,11 @@ class Stage:
         return f"{time.monotonic() - self._since:6.1f} s"
 
     def _picture(self) -> RenderableType:
-        grid = Table.grid(padding=(0, 1))
-        grid.add_column(width=3, justify="right")
-        grid.add_column(width=18, no_wrap=True)
-        grid.add_column(width=8, justify="right")
+        grid = Table.grid(padding=(0, 1), expand=True)
+        for width in (3, 18, 8):
+            grid.add_column(
+                width=width, min_width=width, no_wrap=True, justify="left" if width == 18 else "right"
+            )
         grid.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
         now = time.monotonic()
         for step in self._steps:

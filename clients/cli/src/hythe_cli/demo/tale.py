@@ -2,7 +2,7 @@
 
 1. a push becomes a running, healthy stack
 2. a push that breaks the app leaves the old version serving
-3. a rollback brings back exactly the images of the first deployment
+3. a third push mends it, and a rollback brings back exactly the images of the first deployment
 4. the log tells all of it again, from nothing but its events
 
 Everything is real: four service processes, Postgres, NATS, Git over HTTP, a signed webhook, Docker. Nothing is
@@ -12,13 +12,8 @@ believed that was not seen: each step is checked against the app's own answers, 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import os
 import secrets
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
@@ -26,17 +21,13 @@ from cyclopts import Parameter
 
 from hythe_cli import asking, deployments, shown, story
 from hythe_cli.demo import sample
-from hythe_cli.demo.git_server import GitServer, Webhook, WorkTree
+from hythe_cli.demo.scene import PREFIX, App, Scene, clear_leftovers, set_up
 from hythe_cli.demo.stage import Stage, progress
 from hythe_cli.demo.witness import DockerView, NotSeen, get, visiting
 from hythe_cli.home import default_home
 from hythe_cli.local.engine import ensure_engine, ensure_packages, static_busybox
-from hythe_cli.local.processes import free_port
-from hythe_cli.system import System
 from hythe_cli.up import until_told_to_stop
-from hythe_events import log, streams
 from hythe_events.build import BuildFinished, ImageBuilt
-from hythe_events.bus import Bus
 from hythe_events.decider import fold
 from hythe_events.deploy import (
     DeployCompleted,
@@ -46,11 +37,9 @@ from hythe_events.deploy import (
     Rollback,
 )
 from hythe_events.deployment import Deployment, evolve
-from hythe_events.envelope import Envelope
-from hythe_events.git import BuildRequested, DeploymentOpened, DeploymentRequested, SaveRepository
-from hythe_events.language import Event
-from hythe_events.log import Done, Verdict
-from hythe_events.webhooks import CreateSource, SourceMade, WebhookReceived
+from hythe_events.errors import HytheError
+from hythe_events.git import BuildRequested, DeploymentOpened, DeploymentRequested
+from hythe_events.webhooks import WebhookReceived
 
 STEPS = ("webhook received", "source fetched", "image built", "stack up", "healthy")
 PATIENCE = 120.0
@@ -69,99 +58,80 @@ async def demo(*, once: Once = False) -> int:
 
     It runs a Hythe of its own, in a folder that is removed at the end. Without --once it stays up until Ctrl-C.
     """
-    name = f"hythe-demo-{secrets.token_hex(2)}"
+    name = f"{PREFIX}{secrets.token_hex(2)}"
     below = default_home() / "demo"
-    folder = below / name
     stage = Stage()
-    async with until_told_to_stop() as told, contextlib.AsyncExitStack() as cleaning:
-        engine = await ensure_engine(progress, log=default_home() / "log" / "dockerd.log", ends_with_us=False)
-        await ensure_packages({"git": "git"}, progress)
-        busybox = await static_busybox(progress)
-        docker = await cleaning.enter_async_context(DockerView(engine.host))
-        await _clear_leftovers(below, docker)
-        folder.mkdir(parents=True, mode=0o700)
-        cleaning.push_async_callback(_clear, folder, name, docker)
-        forge = await cleaning.enter_async_context(GitServer(folder / "forge"))
-        system = System(
-            folder,
-            stacks=folder / "stacks",
-            settings={"HYTHE_GRACE": "5", "HYTHE_GIT_ALLOW": "http,private"},
-            tell=progress,
-        )
-        await cleaning.enter_async_context(system)
-        stage.say(
-            f"Hythe is ready: Postgres, NATS and four services as processes ({system.seconds_to_ready:.1f} s)"
-        )
-        async with asking.running_hythe(folder) as bus:
-            tale = Tale(stage, bus, system, docker, forge, name)
-            try:
-                await tale.tell(busybox.read_bytes())
-            except (NotSeen, TimeoutError) as error:
-                stage.check(str(error) or "everything happened in time", False)
-            verdict = _verdict(stage)
-            if not once and stage.all_seen:
-                _what_next(stage, folder, tale)
-                await told.wait()
-        stage.say()
-        stage.say("Stopping, and removing what the demo made …", style="dim")
+    async with until_told_to_stop() as told:
+        log = default_home() / "log" / "dockerd.log"
+        engine = await ensure_engine(progress, log=log, ends_with_us=True)
+        try:
+            await ensure_packages({"git": "git"}, progress)
+            busybox = await static_busybox(progress)
+            async with DockerView(engine.host) as docker:
+                await clear_leftovers(below, docker)
+            async with set_up(below / name, busybox, docker_host=engine.host, tell=progress) as scene:
+                seconds = scene.system.seconds_to_ready
+                stage.say(
+                    f"Hythe is ready: Postgres, NATS and four services, each a process ({seconds:.1f} s)"
+                )
+                tale = Tale(stage, scene, name)
+                try:
+                    await tale.tell()
+                except TimeoutError:
+                    stage.check("everything happened in time", False)
+                except HytheError as error:
+                    stage.check(shown.told(error), False)
+                verdict = _verdict(stage)
+                if not once:
+                    _what_next(stage, tale)
+                    await told.wait()
+                stage.say()
+                stage.say("Stopping, and removing what the demo made …", style="dim")
+        finally:
+            await engine.stop()
     return verdict
 
 
 class Tale:
-    """The demo's recipe. Raises NotSeen or TimeoutError when the story does not go as it should."""
+    """The demo's recipe. Raises NotSeen, TimeoutError or Hythe's own errors when the story does not go as it should."""
 
-    def __init__(
-        self, stage: Stage, bus: Bus, system: System, docker: DockerView, forge: GitServer, stack: str
-    ) -> None:
+    def __init__(self, stage: Stage, scene: Scene, stack: str) -> None:
         self.stage = stage
-        self.bus = bus
-        self.system = system
-        self.docker = docker
-        self.forge = forge
+        self.scene = scene
         self.stack = stack
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}/{sample.PAGE}"
+        self.bus = scene.bus
+        self.docker = scene.docker
 
-    async def tell(self, busybox: bytes) -> None:
+    async def tell(self) -> None:
         """All four chapters."""
-        work = await self._register()
-        first = await self._first_push(work, busybox)
-        second = await self._broken_push(work, first)
-        third = await self._rollback(first)
-        await self._timelines([first, second, third])
-
-    async def _register(self) -> WorkTree:
-        """What `hythe stack add` does, and a repository that tells of each push."""
-        made = await self.bus.ask(CreateSource(source=self.stack), SourceMade, actor=asking.actor())
-        webhook = Webhook(self.system.webhooks_url + made.path, made.secret)
-        hosted = await self.forge.create_repository("app", webhook=webhook)
-        await self.bus.ask(
-            SaveRepository(stack=self.stack, url=hosted.url, source=self.stack), Done, actor=asking.actor()
+        app = await self.scene.add_app(self.stack)
+        self.stage.say(
+            f"Registered the stack {app.stack}: {app.repository.url}, branch main, told by {app.webhook.url}"
         )
-        self.stage.say(f"Registered the stack {self.stack}: {hosted.url}, branch main, told by {webhook.url}")
-        return await WorkTree.of(hosted, self.system.home.directory / "work")
+        first = await self._first_push(app)
+        second = await self._broken_push(app, first)
+        third = await self._mended_push(app)
+        fourth = await self._rollback(app, first)
+        await self._timelines([first, second, third, fourth])
 
-    async def _first_push(self, work: WorkTree, busybox: bytes) -> UUID:
+    async def _first_push(self, app: App) -> UUID:
         stage = self.stage
         with stage.chapter("1. A push becomes a running stack", STEPS):
-            files = sample.first_version(busybox, self.port)
-            commit = await work.commit(files, "Say hello")
-            deployment, end = await self._push(work, commit)
+            deployment, end = await self._push(app, await self.scene.commit_first(app))
         stage.check(f"the deployment {shown.short(deployment)} succeeded", end.outcome == "succeeded")
         self._must(end.outcome == "succeeded", end.reason)
-        answer = await get(self.url)
-        stage.check(f"GET {self.url} answers “{answer.strip()}”", answer == sample.HELLO.format(version=1))
+        answer = await get(app.url)
+        stage.check(f"GET {app.url} answers “{answer.strip()}”", answer == sample.HELLO.format(version=1))
         await self._runs_what_it_says(end)
         return deployment
 
-    async def _broken_push(self, work: WorkTree, first: UUID) -> UUID:
+    async def _broken_push(self, app: App, first: UUID) -> UUID:
         stage = self.stage
         before = {container.id for container in await self.docker.containers(self.stack)}
         title = "2. A push that breaks the app: its container never becomes healthy"
-        async with visiting(self.url) as visits:
+        async with visiting(app.url) as visits:
             with stage.chapter(title, (*STEPS, "old version kept")):
-                commit = await work.commit(sample.broken_version(), "Move the page")
-                deployment, end = await self._push(work, commit, visits=visits)
+                deployment, end = await self._push(app, await self.scene.commit_broken(app), broken=True)
                 stage.done("old version kept", str(visits), good=end.outcome == "rolled_back")
         stage.check(
             f"it ended as rolled_back: {end.reason}", end.outcome == "rolled_back" and bool(end.reason)
@@ -171,15 +141,25 @@ class Tale:
         if not visits.failures:
             after = {container.id for container in await self.docker.containers(self.stack)}
             stage.check("the container that ran before still runs, untouched", after == before)
-        stage.check("the old version serves", await get(self.url) == hello)
-        live = await self._state(first)
+        stage.check("the old version serves", await get(app.url) == hello)
+        live = await self.scene.state_of(first)
         assert live.manifest is not None
         await self._digests_run({name: said.digest for name, said in live.manifest.services.items()})
         return deployment
 
-    async def _rollback(self, first: UUID) -> UUID:
+    async def _mended_push(self, app: App) -> UUID:
         stage = self.stage
-        with stage.chapter("3. A rollback to the first deployment", ("asked for", "stack up", "healthy")):
+        with stage.chapter("3. A push that mends it, and then a rollback to the first deployment", STEPS):
+            commit = await app.work.commit(sample.mended_version(), "Put the page back")
+            deployment, end = await self._push(app, commit)
+        stage.check(f"the deployment {shown.short(deployment)} succeeded", end.outcome == "succeeded")
+        answer = await get(app.url)
+        stage.check(f"GET {app.url} answers “{answer.strip()}”", answer == sample.HELLO.format(version=3))
+        return deployment
+
+    async def _rollback(self, app: App, first: UUID) -> UUID:
+        stage = self.stage
+        with stage.chapter("", ("asked for", "stack up", "healthy")):
             since = await asking.head(self.bus)
             opened = await self.bus.ask(
                 Rollback(stack=self.stack, to=first, reason="to show that it works"),
@@ -191,7 +171,7 @@ class Tale:
                 end = await self._follow(opened.deployment, since)
         stage.check(f"the rollback {shown.short(opened.deployment)} succeeded", end.outcome == "succeeded")
         self._must(end.outcome == "succeeded", end.reason)
-        then, now = await self._state(first), await self._state(opened.deployment)
+        then, now = await self.scene.state_of(first), await self.scene.state_of(opened.deployment)
         assert then.manifest is not None
         assert now.manifest is not None
         same = {n: s.digest for n, s in then.manifest.services.items()} == {
@@ -199,14 +179,17 @@ class Tale:
         }
         stage.check("it asks for the digests of the first deployment", same)
         await self._runs_what_it_says(end)
-        stage.check("the first version serves", await get(self.url) == sample.HELLO.format(version=1))
+        answer = await get(app.url)
+        stage.check(
+            f"GET {app.url} answers “{answer.strip()}” again", answer == sample.HELLO.format(version=1)
+        )
         return opened.deployment
 
     async def _timelines(self, told: Sequence[UUID]) -> None:
         stage = self.stage
         with stage.chapter("4. What happened, from nothing but the log"):
             for deployment in told:
-                events = await asking.read_stream(self.bus, streams.deployment(deployment))
+                events = await self.scene.events_of(deployment)
                 state = fold(evolve, events, Deployment())
                 stage.say()
                 deployments.show_state(state)
@@ -215,23 +198,21 @@ class Tale:
                 if len(ends) != 1:
                     raise NotSeen(f"deployment {deployment} has {len(ends)} ends, where one was expected")
             stage.say()
-            verdict = await self.bus.ask(log.VerifyLog(), Verdict, actor=asking.actor(), timeout=60)
-            what = verdict.bad or f"{verdict.checked} events, each hashed onto the one before"
+            verdict = await self.scene.verify()
+            what = verdict.bad or f"{verdict.position} events, each hashed onto the one before"
             stage.check(f"the log verifies: {what}", verdict.bad is None and verdict.finished)
 
-    async def _push(
-        self, work: WorkTree, commit: str, *, visits: object = None
-    ) -> tuple[UUID, DeployCompleted]:
+    async def _push(self, app: App, commit: str, *, broken: bool = False) -> tuple[UUID, DeployCompleted]:
         """Push, and follow what it leads to until its end."""
         since = await asking.head(self.bus)
         async with asyncio.timeout(PATIENCE):
-            pushing = asyncio.create_task(work.push(), name="git push")
+            pushing = asyncio.create_task(app.work.push(), name="git push")
             try:
                 deployment = await self._opened_by(commit, since)
-                end = await self._follow(deployment, since, visits=visits)
+                end = await self._follow(deployment, since, broken=broken)
             finally:
                 await pushing
-        sent = await self.forge.deliveries.get()
+        sent = await self.scene.forge.deliveries.get()
         self._must(sent.status == 202, f"the webhook was answered {sent.status}: {sent.answer}")
         return deployment, end
 
@@ -249,7 +230,7 @@ class Tale:
                     pass
         raise NotSeen("the events ended before the push was heard of")
 
-    async def _follow(self, deployment: UUID, since: int, *, visits: object = None) -> DeployCompleted:
+    async def _follow(self, deployment: UUID, since: int, *, broken: bool = False) -> DeployCompleted:
         """Show what happens to a deployment, until its end."""
         stage = self.stage
         async for event in asking.follow(self.bus, deployment, since):
@@ -266,7 +247,7 @@ class Tale:
                     stage.done("stack up", text)
                 case DeployHealthChecked() as said:
                     if not said.healthy:
-                        stage.done("stack up", "tried beside what runs" if visits is not None else "")
+                        stage.done("stack up", "tried beside what runs" if broken else "")
                     stage.done("healthy", text.removeprefix("healthy: "), good=said.healthy)
                 case DeployRollbackStarted():
                     stage.doing(text)
@@ -275,10 +256,6 @@ class Tale:
                 case _:
                     stage.doing(text)
         raise NotSeen("the events ended before the deployment did")
-
-    async def _state(self, deployment: UUID) -> Deployment:
-        events: list[Envelope[Event]] = await asking.read_stream(self.bus, streams.deployment(deployment))
-        return fold(evolve, events, Deployment())
 
     async def _runs_what_it_says(self, end: DeployCompleted) -> None:
         if end.manifest is None:
@@ -313,39 +290,19 @@ def _verdict(stage: Stage) -> int:
     return shown.BAD
 
 
-def _what_next(stage: Stage, folder: Path, tale: Tale) -> None:
+def _what_next(stage: Stage, tale: Tale) -> None:
+    folder = tale.scene.folder
+    work = folder / "work" / tale.stack
     stage.say()
     stage.say("It stays up until Ctrl-C. Try, in another terminal:", style="bold")
-    stage.say(f"  export HYTHE_HOME={folder}")
     for command, why in (
-        (f"curl {tale.url}", "the app"),
+        (f"export HYTHE_HOME={folder}", "which Hythe is meant"),
         ("./hythe history", "every deployment"),
-        ("./hythe events tail -n 40", "everything that happened"),
-        (
-            f"cd {tale.system.home.directory / 'work'} && git commit --allow-empty -m 'Again' && git push",
-            "one more push",
-        ),
-        (f"./hythe deploy {tale.stack} --follow", "the same by command"),
-        ("./hythe projections rebuild", "drop every table that is made from the log, and make it again"),
+        ("./hythe events tail -n 40 -f", "everything that happens"),
+        (f"./hythe deploy {tale.stack} --follow", "deploy by command"),
+        (f"git -C {work} push origin HEAD~1:refs/heads/again", "a push that concerns no stack; then:"),
+        ("./hythe deliveries", "every webhook, and what became of it"),
+        ("./hythe projections rebuild", "make every table anew from the log"),
     ):
-        stage.say(f"  {command:<45} {why}")
-
-
-async def _clear(folder: Path, stack: str, docker: DockerView) -> None:
-    """Remove what a demo made: containers, networks, images, files."""
-    images = set(await docker.images("hythe.stack", stack))
-    images |= {container.image for container in await docker.containers(stack)}
-    await docker.remove(stack, images)
-    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-
-async def _clear_leftovers(below: Path, docker: DockerView) -> None:
-    """Remove what demos left that were killed. One that still runs holds its folder."""
-    for folder in sorted(below.glob("hythe-demo-*")) if below.is_dir() else []:
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            descriptor = os.open(folder / "in-use", os.O_RDWR)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                await _clear(folder, folder.name, docker)
-            finally:
-                os.close(descriptor)
+        stage.say(f"  {command}")
+        stage.say(f"      {why}", style="dim")

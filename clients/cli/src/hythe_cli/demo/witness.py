@@ -82,20 +82,19 @@ class DockerView:
             )
         return sorted(seen, key=lambda container: container.service)
 
-    async def images(self, label: str, value: str) -> list[str]:
-        """The ids of the images that carry a label."""
-        return [image["Id"] for image in await self._get(f"/images/json?filters={_label(label, value)}")]
-
-    async def remove(self, project: str, images: set[str]) -> None:
-        """Remove a project's containers and networks and volumes, and these images. What is gone already is fine."""
-        for container in await self._get(f"/containers/json?all=1&filters={_label(PROJECT, project)}"):
+    async def remove_stack(self, stack: str) -> None:
+        """Remove a stack's containers, networks, volumes, and the images that were built or kept for it, by name."""
+        for container in await self._get(f"/containers/json?all=1&filters={_label(PROJECT, stack)}"):
             await self._delete(f"/containers/{container['Id']}?force=1&v=1")
-        for network in await self._get(f"/networks?filters={_label(PROJECT, project)}"):
+        for network in await self._get(f"/networks?filters={_label(PROJECT, stack)}"):
             await self._delete(f"/networks/{network['Id']}")
-        for volume in (await self._get(f"/volumes?filters={_label(PROJECT, project)}")).get("Volumes") or []:
+        for volume in (await self._get(f"/volumes?filters={_label(PROJECT, stack)}")).get("Volumes") or []:
             await self._delete(f"/volumes/{volume['Name']}")
-        for image in images:
-            await self._delete(f"/images/{quote(image, safe=':')}?force=1")
+        names = {"reference": [f"hythe/{stack}-*", "hythe/kept"]}
+        for image in await self._get(f"/images/json?filters={quote(json.dumps(names))}"):
+            for tag in image.get("RepoTags") or []:
+                if tag.startswith((f"hythe/{stack}-", f"hythe/kept:{stack}.")):
+                    await self._delete(f"/images/{quote(tag, safe=':/')}")
 
     async def _get(self, path: str) -> Any:
         assert self._session is not None

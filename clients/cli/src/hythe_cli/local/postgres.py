@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import pwd
 import secrets
 import shutil
 import signal
@@ -37,7 +38,6 @@ from hythe_cli.local.processes import (
 )
 
 SUPERUSER = "postgres"
-NOBODY = 65534
 
 DURABLE = {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on", "data_sync_retry": "off"}
 SETTINGS = {
@@ -215,11 +215,11 @@ class PostgresServer:
         if os.geteuid() != 0:
             return []
         unshare = shutil.which("unshare")
-        namespace = [unshare or "unshare", "-U", "--map-user=1000", "--map-group=1000", "--"]
+        user, group = _unprivileged_user()
+        namespace = [unshare or "unshare", "-U", f"--map-user={user}", f"--map-group={group}", "--"]
         ours_is_root = not self.data.exists() or self.data.stat().st_uid == 0
         if unshare and ours_is_root and (await run_to_end(*namespace, "true"))[0] == 0:
             return namespace
-        user, group = _unprivileged_user()
         setpriv = [
             shutil.which("setpriv") or "setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "--"
         ]  # fmt: skip
@@ -284,7 +284,15 @@ def bundled_bin_dir() -> Path:
 
 
 def _unprivileged_user() -> tuple[int, int]:
-    return NOBODY, NOBODY
+    """A user and group that this system knows, for initdb insists on a name; nobody, but where there is none."""
+    known = sorted(
+        (user for user in pwd.getpwall() if user.pw_uid), key=lambda user: user.pw_name != "nobody"
+    )
+    if not known:
+        raise DidNotStart(
+            "Postgres does not run as root, and this system has no other user: add one (useradd hythe)"
+        )
+    return known[0].pw_uid, known[0].pw_gid
 
 
 async def _until(happened: Callable[[], bool], seconds: float) -> None:
