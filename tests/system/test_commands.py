@@ -94,8 +94,12 @@ async def test_a_stack_is_added_deployed_shown_and_rolled_back_by_command(scene:
 
     back = await hythe(scene, "rollback", stack, "--to", first, "--reason", "for good", "--follow", "--json")
     assert back.code == 0, back.out + back.err
-    history = await hythe(scene, "history", stack, "--json")
-    assert [row["outcome"] for row in history.json] == ["succeeded", "rolled_back", "succeeded"]
+    async with asyncio.timeout(PATIENCE):  # the table follows the log, a moment behind
+        while True:
+            outcomes = [row["outcome"] for row in (await hythe(scene, "history", stack, "--json")).json]
+            if outcomes[0]:
+                break
+    assert outcomes == ["succeeded", "rolled_back", "succeeded"]
     for plain in (
         ("history", stack),
         ("stack", "show", stack),

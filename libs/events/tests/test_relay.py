@@ -41,8 +41,8 @@ async def relaying(world: World) -> AsyncIterator[Relay]:
 
 async def told(world: World) -> list[tuple[int, str]]:
     """Everything on the bus: position and event id, in the order of the stream."""
-    seed = (world.home.secrets("relay") / "nats_seed").read_text().strip()
-    client = await nats.connect(world.nats.url, nkeys_seed_str=seed, inbox_prefix="_INBOX_relay")
+    seed = (world.home.secrets("client") / "nats_seed").read_text().strip()
+    client = await nats.connect(world.nats.url, nkeys_seed_str=seed, inbox_prefix="_INBOX_client")
     js = client.jetstream()
     count = (await js.stream_info("HYTHE")).state.messages
     subscription = await js.subscribe(

@@ -21,7 +21,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, NoReturn, TypeVar
 from uuid import UUID
@@ -37,6 +37,7 @@ from hythe_events.migrate import ROLES, migrate
 from hythe_events.postgres import with_login
 from hythe_events.secrets import WrappedKey
 from hythe_events.store import Head, Raw
+from hythe_events.telemetry import current_traceparent
 
 E = TypeVar("E", bound=Event)
 A = TypeVar("A", bound=Command | Query)
@@ -101,6 +102,7 @@ class MemoryStore:
         await asyncio.sleep(0)  # others get their turn here, as they do while Postgres works
         if not events:
             return []
+        because = replace(because, traceparent=current_traceparent() or because.traceparent)
         ids = [new_id() for _ in events] if ids is None else list(ids)
         assert len(ids) == len(events), "as many ids as events"
         log, version = self._log, len(self._log.streams[stream])
@@ -186,6 +188,18 @@ class MemoryStore:
         """As `Store.read_raw`."""
         await asyncio.sleep(0)
         return self._log.rows[after : after + limit]
+
+    async def read_category(self, prefix: str) -> list[Envelope[Event]]:
+        """As `Store.read_category`."""
+        await asyncio.sleep(0)
+        streams = sorted(name for name in self._log.streams if name.startswith(prefix))
+        return [_decoded(row) for name in streams for row in self._log.streams[name]]
+
+    async def replay(self, after: int = 0, *, page: int = 1000) -> AsyncIterator[list[Envelope[Event]]]:
+        """As `Store.replay`."""
+        while events := await self.read_all(after, page):
+            yield events
+            after = events[-1].position
 
     async def find(self, event_id: UUID) -> Envelope[Event] | None:
         """As `Store.find`."""
