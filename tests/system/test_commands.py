@@ -139,7 +139,7 @@ async def test_the_log_is_read_by_command(scene: Scene, stack: str) -> None:
         (("stack", "show", "nobody-knows-this"), "nobody-knows-this"),
         (("events", "stream", "stack-nobody-knows-this"), "there is no stream"),
         (("source", "off", "nobody-knows-this"), "nobody-knows-this"),
-        (("cancel", "00000000-0000-7000-8000-000000000000"), "00000000"),
+        (("cancel", "00000000-0000-7000-8000-000000000000"), "there is no deployment"),
     ],
 )
 async def test_what_does_not_exist_is_one_line_and_exit_code_3(

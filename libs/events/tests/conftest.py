@@ -22,5 +22,6 @@ async def migrated(postgres_server: ScratchPostgres) -> str:
 async def database(postgres_server: ScratchPostgres, migrated: str) -> AsyncIterator[MigratedDatabase]:
     """A migrated database that nobody else uses."""
     name = await postgres_server.fresh_database(migrated)
-    yield MigratedDatabase(postgres_server.dsn(database=name))
+    # Roles belong to the whole server: a test before this one may have given them other passwords.
+    yield await MigratedDatabase(postgres_server.dsn(database=name)).migrate()
     await postgres_server.drop_database(name)

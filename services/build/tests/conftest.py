@@ -146,9 +146,9 @@ class Bench:
         self.lines.append(line)
         self.heard.set()
 
-    async def until(self, text: bytes) -> None:
+    async def until(self, said: bytes) -> None:
         async with asyncio.timeout(30):
-            while not any(text in line for line in self.lines):
+            while said not in self.lines:
                 self.heard.clear()
                 await self.heard.wait()
 

@@ -47,12 +47,14 @@ IGNORES = (
     "/sub/\n./b.txt\n.*\n",
     "# a comment\n\n  keep.md  \nsub/*/a.log\n?.txt\n[a-b].log\n",
     "Dockerfile\n.dockerignore\nsub/\\[odd\\]*\n",
-    "**/deep/**\n**\n!**/*.md\n!sub/a.log\n!Dockerfile\n",
+    "**/deep/**\n**\n!*.md\n!sub/a.log\n!sub/deep/keep.md\n!Dockerfile\n",
 )
 
 
 def wanted(**asked: Any) -> ImageBuild:
-    return ImageBuild(**{"service": "web", "name": "hythe/x-web", "context": "", "dockerfile": "Dockerfile", **asked})
+    return ImageBuild(
+        **{"service": "web", "name": "hythe/x-web", "context": "", "dockerfile": "Dockerfile", **asked}
+    )
 
 
 def names(made: Context) -> list[str]:
@@ -105,14 +107,24 @@ async def test_the_digest_stands_for_what_goes_in_and_not_for_when(open_source: 
 
 async def test_what_is_ignored_does_not_change_the_digest(open_source: OpenSource) -> None:
     """Otherwise a changed README would restart the service."""
-    files: dict[str, bytes | str] = {"Dockerfile": "FROM scratch\n", ".dockerignore": "README.md", "README.md": "1"}
+    files: dict[str, bytes | str] = {
+        "Dockerfile": "FROM scratch\n",
+        ".dockerignore": "README.md",
+        "README.md": "1",
+    }
     first = context(wanted(), await open_source(files)).digest
     assert context(wanted(), await open_source({**files, "README.md": "2"})).digest == first
 
 
 async def test_a_dockerfile_has_its_own_ignore_file(open_source: OpenSource) -> None:
     """Docker's rule: `<Dockerfile>.dockerignore` goes before the context's."""
-    files: Files = {"Dockerfile": "FROM x", "Dockerfile.dockerignore": "a", ".dockerignore": "b", "a": "", "b": ""}
+    files: Files = {
+        "Dockerfile": "FROM x",
+        "Dockerfile.dockerignore": "a",
+        ".dockerignore": "b",
+        "a": "",
+        "b": "",
+    }
     sent = names(context(wanted(), await open_source(files)))
     assert "b" in sent
     assert "a" not in sent
@@ -134,18 +146,29 @@ async def test_what_is_missing_is_named(open_source: OpenSource, asked: dict[str
 
 @pytest.mark.parametrize(
     "frontend",
-    ["evil/frontend", "docker.io/evil/dockerfile:1", "registry.example/docker/dockerfile:1", "docker/dockerfilex"],
+    [
+        "evil/frontend",
+        "docker.io/evil/dockerfile:1",
+        "registry.example/docker/dockerfile:1",
+        "docker/dockerfilex",
+    ],
 )
 async def test_a_stranger_may_not_read_the_dockerfile(open_source: OpenSource, frontend: str) -> None:
     """The image that `# syntax=` names runs inside the builder and decides what is built."""
-    for text in (f"# syntax={frontend}\nFROM x", f"# escape=`\n#  SYNTAX = {frontend}  \nFROM x", f"// syntax={frontend}\n"):
+    for text in (
+        f"# syntax={frontend}\nFROM x",
+        f"# escape=`\n#  SYNTAX = {frontend}  \nFROM x",
+        f"// syntax={frontend}\n",
+    ):
         with pytest.raises(PlanRefused, match="asks to be read by"):
             context(wanted(), await open_source({"Dockerfile": text}))
     with pytest.raises(PlanRefused, match="asks to be read by"):
         context(wanted(args={"BUILDKIT_SYNTAX": frontend}), await open_source({"Dockerfile": "FROM x"}))
 
 
-@pytest.mark.parametrize("frontend", ["docker/dockerfile:1", "docker.io/docker/dockerfile:1.7-labs", "evil/x@sha256:" + "a" * 64])
+@pytest.mark.parametrize(
+    "frontend", ["docker/dockerfile:1", "docker.io/docker/dockerfile:1.7-labs", "evil/x@sha256:" + "a" * 64]
+)
 async def test_dockers_own_and_a_pinned_frontend_are_fine(open_source: OpenSource, frontend: str) -> None:
     """Most Dockerfiles that name one name Docker's."""
     assert context(wanted(), await open_source({"Dockerfile": f"# syntax={frontend}\nFROM x"})).dockerfile
@@ -164,7 +187,9 @@ async def test_dockers_own_and_a_pinned_frontend_are_fine(open_source: OpenSourc
         ("# RUN --mount=x", False),
     ],
 )
-async def test_a_dockerfile_that_needs_buildkit_is_known(open_source: OpenSource, line: str, only: bool) -> None:
+async def test_a_dockerfile_that_needs_buildkit_is_known(
+    open_source: OpenSource, line: str, only: bool
+) -> None:
     """It must not be given to the classic builder, which would fail on it with an unhelpful word."""
     assert context(wanted(), await open_source({"Dockerfile": f"FROM x\n{line}\n"})).only_buildkit is only
 
@@ -177,9 +202,15 @@ async def test_images_hold_the_files_that_dockers_own_tools_put_into_them(
     services, files = {}, dict[str, bytes | str]()
     for number, ignore in enumerate(IGNORES):
         folder = f"c{number}"
-        tree = {path: path for path in TREE} | {"Dockerfile": "FROM scratch\nCOPY . /all/\n", ".dockerignore": ignore}
+        tree = {path: path for path in TREE} | {
+            "Dockerfile": "FROM scratch\nCOPY . /all/\n",
+            ".dockerignore": ignore,
+        }
         files |= {f"{folder}/{path}": text for path, text in tree.items()}
-        services[folder] = {"build": {"context": f"./{folder}"}, "image": f"hythe-test-build/by-hand:{builder}{number}"}
+        services[folder] = {
+            "build": {"context": f"./{folder}"},
+            "image": f"hythe-test-build/by-hand:{builder}{number}",
+        }
     for path, text in files.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(str(text))
@@ -197,10 +228,16 @@ async def test_images_hold_the_files_that_dockers_own_tools_put_into_them(
     async with Images.open(docker.host, buildkit=builder == "buildkit") as images:
         for number, service in enumerate(services):
             asked = wanted(
-                service=service, name=f"hythe/hythe-test-build-{service}", context=service, dockerfile=f"{service}/Dockerfile"
+                service=service,
+                name=f"hythe/hythe-test-build-{service}",
+                context=service,
+                dockerfile=f"{service}/Dockerfile",
             )
             image = await images.build(asked, context(asked, source), labels={}, say=_unheard)
-            ours, theirs = await docker.files(image.digest), await docker.files(str(services[service]["image"]))
+            ours, theirs = (
+                await docker.files(image.digest),
+                await docker.files(str(services[service]["image"])),
+            )
             assert _copied(ours) == _copied(theirs), IGNORES[number]
             await docker.remove(str(services[service]["image"]))
 

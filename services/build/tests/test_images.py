@@ -52,7 +52,9 @@ async def test_a_service_that_a_commit_did_not_touch_keeps_its_image(bench: Any)
 async def test_a_step_that_fails_is_named_in_one_line_and_leaves_nothing(bench: Any, docker: Any) -> None:
     """The reason is read at night; the rest is in the log."""
     before = await docker.leftovers()
-    files = {"Dockerfile": f"FROM {BASE}\nENV X={unique()}\nRUN echo {unique()} > /made\nRUN echo loud; echo err >&2; exit 3\n"}
+    files = {
+        "Dockerfile": f"FROM {BASE}\nENV X={unique()}\nRUN echo {unique()} > /made\nRUN echo loud; echo err >&2; exit 3\n"
+    }
     with pytest.raises(BuildFailed) as failed:
         await bench.build(files)
     assert str(failed.value).startswith("web: step ")
@@ -110,14 +112,18 @@ async def test_a_cancelled_build_is_gone_within_seconds(bench: Any, docker: Any)
     """Its processes too: a build that runs on unseen would eat the machine."""
     before = await docker.leftovers()
     mark = f"600.{uuid4().int % 10**9}"
-    files = {"Dockerfile": f"FROM {BASE}\nRUN echo {unique()} > /made\nRUN echo begun; sleep {mark}; echo ended\n"}
-    building = asyncio.create_task(bench.build(files))
-    await bench.until(b"begun")
-    assert await processes(mark)
-    building.cancel()
+    files = {
+        "Dockerfile": f"FROM {BASE}\nRUN echo {unique()} > /made\nRUN echo begun; sleep {mark}; echo ended\n"
+    }
+    async with asyncio.TaskGroup() as tasks:
+        building = tasks.create_task(bench.build(files))
+        await bench.until(b"begun")
+        async with asyncio.timeout(5):
+            while not await processes(mark):
+                await asyncio.sleep(0.02)
+        building.cancel()
+    assert building.cancelled()
     async with asyncio.timeout(5):
-        with pytest.raises(asyncio.CancelledError):
-            await building
         await gone(mark)
         while await docker.leftovers() != before:
             await asyncio.sleep(0.05)
@@ -128,7 +134,9 @@ async def test_what_a_build_prints_cannot_make_us_remove_an_image(bench: Any, do
     base = await docker.get(f"images/{BASE}/json")
     short = base["Id"].removeprefix("sha256:")[:12]
     with pytest.raises(BuildFailed):
-        await bench.build({"Dockerfile": f"FROM {BASE}\nRUN echo {unique()}; printf ' ---> {short}\\n'; exit 1\n"})
+        await bench.build(
+            {"Dockerfile": f"FROM {BASE}\nRUN echo {unique()}; printf ' ---> {short}\\n'; exit 1\n"}
+        )
     assert (await docker.get(f"images/{BASE}/json"))["Id"] == base["Id"]
 
 
@@ -155,7 +163,11 @@ async def test_ten_megabytes_on_one_line_are_taken_in_pieces(bench: Any) -> None
 async def test_a_dockerfile_that_its_ignore_file_leaves_out_is_not_copied(bench: Any, docker: Any) -> None:
     """Docker's own template ignores it; an image by hand would not hold it."""
     image = await bench.build(
-        {"Dockerfile": "FROM scratch\nCOPY . /all/\n", ".dockerignore": "Dockerfile\n.dockerignore", "a": unique()}
+        {
+            "Dockerfile": "FROM scratch\nCOPY . /all/\n",
+            ".dockerignore": "Dockerfile\n.dockerignore",
+            "a": unique(),
+        }
     )
     assert {path for path in await docker.files(image.digest) if path.startswith("all/")} == {"all/a"}
 
@@ -183,9 +195,13 @@ async def test_a_target_and_build_arguments_choose_what_is_built(bench: Any, doc
     assert (await docker.files(image.digest))["it"] == '$x `y` "z" ü\n'.encode()
 
 
-async def test_a_context_of_many_megabytes_that_comes_slowly_is_waited_for(docker: Any, open_source: Any, bench: Any) -> None:
+async def test_a_context_of_many_megabytes_that_comes_slowly_is_waited_for(
+    docker: Any, open_source: Any, bench: Any
+) -> None:
     """BuildKit waits some seconds for an upload to begin; once it has begun it may take its time."""
-    wanted, sent = await bench.prepared({"Dockerfile": "FROM scratch\nCOPY big /\n", "big": uuid4().bytes * 4_000_000})
+    wanted, sent = await bench.prepared(
+        {"Dockerfile": "FROM scratch\nCOPY big /\n", "big": uuid4().bytes * 4_000_000}
+    )
 
     class Slow:
         def __getattr__(self, name: str) -> Any:
@@ -260,7 +276,9 @@ async def test_an_engine_that_is_not_there_is_tried_again_later(tmp_path: Path, 
     assert gone_away.value.retry
 
 
-async def test_an_engine_that_never_answers_is_not_waited_for_for_ever(tmp_path: Path, open_source: Any) -> None:
+async def test_an_engine_that_never_answers_is_not_waited_for_for_ever(
+    tmp_path: Path, open_source: Any
+) -> None:
     """A hanging engine must be told apart from a long build."""
 
     async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -273,7 +291,9 @@ async def test_an_engine_that_never_answers_is_not_waited_for_for_ever(tmp_path:
 
 
 @pytest.mark.parametrize("buildkit", [True, False])
-async def test_what_an_engine_refuses_is_told_in_its_words(tmp_path: Path, open_source: Any, buildkit: bool) -> None:
+async def test_what_an_engine_refuses_is_told_in_its_words(
+    tmp_path: Path, open_source: Any, buildkit: bool
+) -> None:
     """500 is what Docker answers to many a mistake in a Dockerfile; trying again would not mend it."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -36,7 +36,9 @@ async def test_nothing_of_ours_can_be_read_by_a_compose_file(
     """A repository must not be able to ask for the password of our database."""
     monkeypatch.setenv("HYTHE_POSTGRES_URL", "canary")
     source = await open_source(
-        {"compose.yaml": "services:\n  web:\n    build: {context: ., args: {A: '${HYTHE_POSTGRES_URL:-nothing}'}}\n"}
+        {
+            "compose.yaml": "services:\n  web:\n    build: {context: ., args: {A: '${HYTHE_POSTGRES_URL:-nothing}'}}\n"
+        }
     )
     _, model = await Renderer().model(source, "compose.yaml", stack="app", sha256="1")
     assert model["services"]["web"]["build"]["args"] == {"A": "nothing"}
@@ -44,7 +46,9 @@ async def test_nothing_of_ours_can_be_read_by_a_compose_file(
 
 async def test_an_environment_file_that_only_the_server_has_is_no_obstacle(open_source: OpenSource) -> None:
     """Secrets are not in the repository; the build does not need them."""
-    source = await open_source({"compose.yaml": "services:\n  web:\n    build: .\n    env_file: [secret.env]\n"})
+    source = await open_source(
+        {"compose.yaml": "services:\n  web:\n    build: .\n    env_file: [secret.env]\n"}
+    )
     _, model = await Renderer().model(source, "compose.yaml", stack="app", sha256="1")
     assert "web" in model["services"]
 
@@ -52,11 +56,11 @@ async def test_an_environment_file_that_only_the_server_has_is_no_obstacle(open_
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("services: [", "compose.yaml: "),
+        ("services: [", r"compose\.yaml: "),
         ("services:\n  web: {bild: .}\n", "bild"),
         ("services:\n  web:\n    image: '${X?it must be set}'\n", "it must be set"),
-        ("- 1\n", "compose.yaml: "),
-        ("", "compose.yaml: "),
+        ("- 1\n", r"compose\.yaml: "),
+        ("", r"compose\.yaml: "),
     ],
 )
 async def test_a_file_that_compose_refuses_is_refused_in_its_words(
@@ -71,7 +75,7 @@ async def test_a_file_that_compose_refuses_is_refused_in_its_words(
 
 async def test_a_compose_file_that_is_not_there_is_named(open_source: OpenSource) -> None:
     """It may have been renamed in the commit."""
-    with pytest.raises(RenderRefused, match="no compose file app/compose.yaml in the repository"):
+    with pytest.raises(RenderRefused, match=r"no compose file app/compose\.yaml in the repository"):
         await Renderer().model(await open_source({"a": "b"}), "app/compose.yaml", stack="app", sha256="1")
 
 
@@ -95,7 +99,10 @@ async def test_a_compose_file_may_not_reach_out_of_the_repository(open_source: O
     inside = "services: {a: {extends: {file: ../../etc/passwd, service: root}}}\n"
     with pytest.raises(RenderRefused, match="must name a file of the repository"):
         await Renderer().model(
-            await open_source({"compose.yaml": text, "inside.yaml": inside}), "compose.yaml", stack="app", sha256="1"
+            await open_source({"compose.yaml": text, "inside.yaml": inside}),
+            "compose.yaml",
+            stack="app",
+            sha256="1",
         )
 
 

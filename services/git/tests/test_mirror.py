@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import io
+import ssl
 import tarfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pygit2
 import pytest
 from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from hythe_cli.demo.git_server import GitServer, Hosted, WorkTree, git
 from hythe_events.errors import Refused
@@ -39,15 +45,17 @@ async def files(mirrors: Mirrors, origin: Origin, commit: str | None, path: str 
 
 
 @asynccontextmanager
-async def answering(handler: Callable[[web.Request], object]) -> AsyncIterator[str]:
+async def answering(
+    handler: Callable[[web.Request], object], *, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
     """A host that answers every request by `handler`; yields its URL."""
     app = web.Application()
     app.router.add_route("*", "/{rest:.*}", handler)  # type: ignore[arg-type]  # any handler
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
     try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
 
@@ -322,6 +330,46 @@ async def test_a_redirect_to_another_host_is_not_followed(
         with pytest.raises(SourceRefused, match="another host"):
             await fetch(mirrors, origin_of(f"{url}/app"), None)
     assert forge.requests == []
+
+
+def self_signed(folder: Path) -> ssl.SSLContext:
+    """A certificate for 127.0.0.1 that nobody vouches for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(
+            name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1)
+        )
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    form = serialization.PrivateFormat.PKCS8
+    plain = serialization.NoEncryption()
+    pem = folder / "host.pem"
+    pem.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, form, plain)
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pem)
+    return context
+
+
+async def test_a_certificate_nobody_vouches_for_is_refused(
+    mirrors: Mirrors, origin_of: OriginOf, tmp_path: Path
+) -> None:
+    """Before anything is sent, the login above all."""
+    seen: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request.path)
+        return web.Response(status=401, headers={"WWW-Authenticate": "Basic"})
+
+    async with answering(answer, tls=self_signed(tmp_path)) as url:
+        with pytest.raises(SourceRefused, match=r"certificate of 127\.0\.0\.1 is not valid"):
+            await fetch(mirrors, origin_of(f"{url}/app", login=Login("token", "me", b"secret")), None)
+    assert seen == []
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ class Images:
     async def _stop(self, build: str) -> None:
         """Closing the connection stops a build already; this is for an engine that did not notice."""
         with contextlib.suppress(EngineUnavailable, BuildFailed):
-            await asyncio.shield(self._ask("POST", "build/cancel", params={"id": build}, seconds=1.0))
+            await self._ask("POST", "build/cancel", params={"id": build}, seconds=1.0)
 
     # -- the classic builder
 
@@ -173,7 +173,7 @@ class Images:
                     await _follow(answer, progress, say)
             return _result(wanted, progress)
         except BaseException:
-            await asyncio.shield(self._clear(progress.made, started))
+            await self._clear(progress.made, started)
             raise
 
     async def _clear(self, made: list[str], since: float) -> None:
@@ -181,14 +181,16 @@ class Images:
 
         What a build prints could name any image: only what has no name and is as young as the build is removed.
         """
-        with contextlib.suppress(EngineUnavailable, BuildFailed):
-            for image in reversed(made):
-                seen = await self._ask("GET", f"images/{image}/json", missing={})
-                young = _unix(str(seen.get("Created", ""))) >= since - 5
-                if seen and young and not seen.get("RepoTags") and not seen.get("RepoDigests"):
-                    await self._ask(
-                        "DELETE", f"images/{image}", params={"noprune": "1"}, missing=[], conflict=[]
-                    )
+        with contextlib.suppress(EngineUnavailable, BuildFailed, TimeoutError):
+            async with asyncio.timeout(CONNECT):
+                await self._remove(made, since)
+
+    async def _remove(self, made: list[str], since: float) -> None:
+        for image in reversed(made):
+            seen = await self._ask("GET", f"images/{image}/json", missing={})
+            young = _unix(str(seen.get("Created", ""))) >= since - 5
+            if seen and young and not seen.get("RepoTags") and not seen.get("RepoDigests"):
+                await self._ask("DELETE", f"images/{image}", params={"noprune": "1"}, missing=[], conflict=[])
 
     # -- what is there
 

@@ -35,15 +35,11 @@ def read(text: bytes, name: str) -> Model:
     if len(text) > LARGEST:
         raise Refused(f"{name} is larger than 1 MB", field=name)
     try:
+        _skim(text, name)
         node = yaml.compose(text, yaml.CSafeLoader)
-        if (
-            sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.CSafeLoader))
-            > MOST_ALIASES
-        ):
-            raise Refused(f"{name} has more than {MOST_ALIASES} aliases", field=name)
         if node is None:
             raise Refused(f"{name} is empty", field=name)
-        _measure(node, name, 0, {})
+        _measure(node, name, {})
         model = yaml.load(text, yaml.CSafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise Refused(f"{name} is not YAML: {' '.join(str(error).split())}", field=name) from error
@@ -52,16 +48,29 @@ def read(text: bytes, name: str) -> Model:
     return model
 
 
+def _skim(text: bytes, name: str) -> None:
+    """Depth and aliases, event by event: a reader that recurses ends the process on a file that is nested too deep."""
+    depth = aliases = 0
+    for event in yaml.parse(text, yaml.CSafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        aliases += isinstance(event, yaml.AliasEvent)
+        if depth > DEEPEST:
+            raise Refused(f"{name} is nested deeper than {DEEPEST}", field=name)
+        if aliases > MOST_ALIASES:
+            raise Refused(f"{name} has more than {MOST_ALIASES} aliases", field=name)
+
+
 _plain_tags = {
     f"tag:yaml.org,2002:{kind}"
     for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge", "timestamp")
 }
 
 
-def _measure(node: yaml.Node, name: str, depth: int, seen: dict[int, int]) -> int:
-    """How many values `node` expands to."""
-    if depth > DEEPEST:
-        raise Refused(f"{name} is nested deeper than {DEEPEST}", field=name)
+def _measure(node: yaml.Node, name: str, seen: dict[int, int]) -> int:
+    """How many values `node` expands to. Raises Refused for a duplicate key or a tag."""
     if id(node) in seen:
         return seen[id(node)]
     line = node.start_mark.line + 1
@@ -73,9 +82,9 @@ def _measure(node: yaml.Node, name: str, depth: int, seen: dict[int, int]) -> in
         twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
         if twice is not None:
             raise Refused(f"{name} line {line}: the key {twice} stands twice", field=name)
-        size += sum(_measure(part, name, depth + 1, seen) for pair in node.value for part in pair)
+        size += sum(_measure(part, name, seen) for pair in node.value for part in pair)
     elif isinstance(node, yaml.SequenceNode):
-        size += sum(_measure(part, name, depth + 1, seen) for part in node.value)
+        size += sum(_measure(part, name, seen) for part in node.value)
     if size > LARGEST:
         raise Refused(f"{name} expands to more than a million values", field=name)
     seen[id(node)] = size

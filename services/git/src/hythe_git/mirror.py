@@ -174,7 +174,7 @@ class Mirrors:
         done: asyncio.Future[T] = loop.create_future()
         done.add_done_callback(
             lambda ended: ended.cancelled() or ended.exception()
-        )  # one left to itself is not missed
+        )  # nobody may be left to ask
         stop = _Stop(time.monotonic() + self._seconds)
 
         def run() -> None:

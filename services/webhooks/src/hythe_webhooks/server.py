@@ -76,17 +76,17 @@ class Body:
                     pieces.append(piece)
         except TimeoutError:
             return answers.TOO_SLOW
-        except RequestPayloadError:
+        except (RequestPayloadError, ConnectionError):  # the latter will not even be told
             return answers.BROKEN_BODY
         return b"".join(pieces)
 
 
 class _Ready(web.StreamResponse):
-    """An answer that is bytes already."""
+    """An answer that is bytes already; nothing of the class above is wanted but its name."""
 
-    def __init__(self, wire: bytes) -> None:  # nothing of the class above is wanted but its name
+    def __init__(self, wire: bytes, keep_alive: bool) -> None:
         self._wire = wire
-        self._keep_alive = True
+        self._keep_alive = keep_alive
 
     async def prepare(self, request: web.BaseRequest) -> None:
         transport = request.transport
@@ -99,32 +99,33 @@ class _Ready(web.StreamResponse):
 
 
 class Writer:
-    """Turns answers into responses. Those that leave the connection open are written here, the others by aiohttp."""
+    """Turns answers into responses. A head is put together once a second for each kind of answer."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._second = 0
-        self._heads: dict[tuple[int, str], bytes] = {}
+        self._heads: dict[tuple[int, str, tuple[tuple[str, str], ...]], bytes] = {}
 
     def response(self, answer: Answer, keep_alive: bool) -> web.StreamResponse:
         """The response that says `answer`."""
-        status, body, kind, headers, last = answer
-        if last or headers or not keep_alive:
-            response = web.Response(status=status, body=body, content_type=kind, headers=dict(headers))
-            if last or not keep_alive:
-                response.force_close()
-            return response
         second = int(self._clock())
         if second != self._second:
             self._heads.clear()
             self._second = second
-        head = self._heads.get((status, kind))
+        key = answer.status, answer.kind, answer.headers
+        head = self._heads.get(key)
         if head is None:
-            head = self._heads[status, kind] = (
-                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {kind}\r\n"
-                f"Date: {formatdate(second, usegmt=True)}\r\nContent-Length: "
-            ).encode()
-        return _Ready(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+            head = self._heads[key] = self._head(*key)
+        keep_alive = keep_alive and not answer.last
+        end = b"\r\n\r\n" if keep_alive else b"\r\nConnection: close\r\n\r\n"
+        return _Ready(b"%b%d%b%b" % (head, len(answer.body), end, answer.body), keep_alive)
+
+    def _head(self, status: int, kind: str, headers: tuple[tuple[str, str], ...]) -> bytes:
+        more = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        return (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {kind}\r\n{more}"
+            f"Date: {formatdate(self._second, usegmt=True)}\r\nContent-Length: "
+        ).encode()
 
 
 class _Connection(web.RequestHandler):
