@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.processes import DISK
+
 BINARIES = Path("/usr/lib/postgresql/15/bin")
 
 SETTINGS = {
@@ -87,8 +89,7 @@ class Cluster:
 @contextlib.contextmanager
 def running() -> Iterator[Cluster]:
     """Initialise, start, and in the end stop and remove. As root it runs as the user `postgres`, as it must."""
-    # /var/tmp is on a disk by convention; /tmp may be memory, where a commit costs nothing.
-    home = Path(tempfile.mkdtemp(prefix="hythe-bench-", dir=os.environ.get("HYTHE_BENCH_DIR", "/var/tmp")))
+    home = Path(tempfile.mkdtemp(prefix="hythe-bench-", dir=DISK))
     home.chmod(0o755)
     data = home / "data"
     as_owner: list[str] = []

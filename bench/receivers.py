@@ -8,24 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import random
-import signal
-import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import samples
+from hythe_cli.local.world import World
+
+from bench import parts, processes, samples
 from bench.figures import Reading
-from bench.provision import HERE, ROOT
+from bench.provision import HERE
 
 CONNECTIONS = 64
 PUSHES = 64
 """Different bodies; each request has a delivery id of its own."""
 
 WARM_UP = 1
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -45,29 +43,12 @@ def write_pushes(folder: Path, secret: bytes) -> Path:
     return file
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def cpu_seconds(pids: list[int]) -> float:
-    """User and system time of these processes so far."""
-    total = 0.0
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += (int(fields[11]) + int(fields[12])) / TICK
-    return total
-
-
 async def load(receiver: Receiver, pushes: Path, seconds: int) -> Reading:
     """Send for `seconds` after a warm-up. An answer that is not 2xx, or none, breaks the bench: its rate would mean nothing."""
     await _wrk(receiver, pushes, WARM_UP)
-    before = cpu_seconds(receiver.pids())
+    before = processes.cpu_seconds(receiver.pids())
     reading = await _wrk(receiver, pushes, seconds)
-    used = cpu_seconds(receiver.pids()) - before
+    used = processes.cpu_seconds(receiver.pids()) - before
     if reading.pop("refused") or reading.pop("broken"):
         raise SystemExit(f"the receiver at port {receiver.port} refused or broke requests: {reading}")
     if used:
@@ -99,39 +80,6 @@ async def _wrk(receiver: Receiver, pushes: Path, seconds: int) -> Reading:
 
 
 @contextlib.asynccontextmanager
-async def process(*command: str, port: int, env: dict[str, str] | None = None) -> AsyncIterator[int]:
-    """Start a receiver, wait until it listens, stop it in the end. Yields its process id."""
-    running = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=ROOT,
-        env=os.environ | (env or {}),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        async with asyncio.timeout(60):
-            while not await _listens(port):
-                if running.returncode is not None:
-                    raise SystemExit(f"{command[0]} ended with {running.returncode} instead of listening")
-                await asyncio.sleep(0.05)
-        yield running.pid
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.pid, signal.SIGKILL)
-        await running.wait()
-
-
-async def _listens(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    return True
-
-
-@contextlib.asynccontextmanager
 async def debian_webhook(folder: Path, secret: bytes) -> AsyncIterator[Receiver]:
     """adnanh/webhook: the signature rule holds, a second one fails, so that it verifies, parses and runs nothing."""
     hooks = folder / "hooks.json"
@@ -144,16 +92,17 @@ async def debian_webhook(folder: Path, secret: bytes) -> AsyncIterator[Receiver]
     rule = {"and": [{"match": signed}, {"match": never}]}
     hooks.write_text(json.dumps([{"id": "bench", "execute-command": "/bin/true", "trigger-rule": rule}]))
     hooks.chmod(0o600)
-    port = free_port()
+    port = processes.free_port()
     command = ("webhook", "-hooks", str(hooks), "-ip", "127.0.0.1", "-port", str(port))
-    async with process(*command, port=port) as pid:
-        yield Receiver(port, "/hooks/bench", lambda: [pid])
+    async with processes.running(*command, log=folder / "webhook.log") as process:
+        await processes.until(process, lambda: processes.listens(port))
+        yield Receiver(port, "/hooks/bench", lambda: [process.pid])
 
 
 @contextlib.asynccontextmanager
 async def bare_aiohttp(python: Path, folder: Path, secret: bytes) -> AsyncIterator[Receiver]:
     """`contestants/bare_receiver.py`: HMAC and parse, nothing stored."""
-    port = free_port()
+    port = processes.free_port()
     secret_file = folder / "secret"
     secret_file.write_bytes(secret)
     secret_file.chmod(0o600)
@@ -161,5 +110,21 @@ async def bare_aiohttp(python: Path, folder: Path, secret: bytes) -> AsyncIterat
         *(str(python), "-m", "bench.contestants.bare_receiver"),
         *("--port", str(port), "--secret-file", str(secret_file)),
     )
-    async with process(*command, port=port) as pid:
-        yield Receiver(port, "/api/webhooks/github/bench", lambda: [pid])
+    async with processes.running(*command, log=folder / "bare.log") as process:
+        await processes.until(process, lambda: processes.listens(port))
+        yield Receiver(port, "/api/webhooks/github/bench", lambda: [process.pid])
+
+
+@contextlib.asynccontextmanager
+async def hythe(world: World, log: Path, path: str, count: int) -> AsyncIterator[Receiver]:
+    """`count` processes of our webhooks service on one port."""
+    port = processes.free_port()
+    servers = parts.server_pids(world)
+    async with contextlib.AsyncExitStack() as stack:
+        pids = [
+            await stack.enter_async_context(
+                parts.service(world, "webhooks", log, port=port, reuse_port=count > 1)
+            )
+            for _ in range(count)
+        ]
+        yield Receiver(port, path, lambda: [*pids, *servers()])

@@ -10,6 +10,7 @@ import time
 import uuid
 
 import asyncpg
+import orjson
 import uvloop
 
 from bench import samples
@@ -46,6 +47,21 @@ async def replay(dsn: str) -> dict[str, float]:
     return {"rate": seen / (time.perf_counter() - started), "events": seen}
 
 
+async def read_streams(dsn: str, count: int) -> dict[str, float]:
+    """Streams of 30 messages, each read whole and its JSON parsed; the first is not counted."""
+    connection = await connect(dsn)
+    read = await connection.prepare("select * from message_store.get_stream_messages($1, 0, 1000)")
+    times = []
+    for number in range(count):
+        began = time.perf_counter()
+        rows = await read.fetch(f"deployment-bench{number}")
+        events = [orjson.loads(row["data"]) for row in rows]
+        times.append((time.perf_counter() - began) * 1000)
+        assert len(events) == 30, "the harness wrote 30"
+    ordered = sorted(times[1:])
+    return {"p50_ms": ordered[len(ordered) // 2], "p99_ms": ordered[int(len(ordered) * 0.99)]}
+
+
 async def connect(dsn: str) -> asyncpg.Connection:
     # Their functions name each other without a schema: the README has the search path set like this.
     return await asyncpg.connect(dsn, server_settings={"search_path": "message_store,public"})
@@ -54,8 +70,12 @@ async def connect(dsn: str) -> asyncpg.Connection:
 if __name__ == "__main__":
     parser = stopwatch.arguments("message-db, through asyncpg")
     parser.add_argument("--replay", action="store_true")
+    parser.add_argument("--streams", type=int, default=0, help="read this many streams of 30 instead")
     asked = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        stopwatch.say(
-            runner.run(replay(asked.dsn) if asked.replay else append(asked.dsn, asked.clients, asked.seconds))
-        )
+        if asked.replay:
+            stopwatch.say(runner.run(replay(asked.dsn)))
+        elif asked.streams:
+            stopwatch.say(runner.run(read_streams(asked.dsn, asked.streams)))
+        else:
+            stopwatch.say(runner.run(append(asked.dsn, asked.clients, asked.seconds)))

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hythe_cli.home import RELAYS, Home, Place, default_home
+from hythe_cli.home import Home, Place, default_home
 from hythe_events.access import SERVICES, nats_authorization
 from hythe_events.errors import Misconfigured
+from hythe_events.installation import RELAYS
 
 
 def files(home: Home) -> dict[str, str]:

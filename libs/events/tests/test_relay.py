@@ -51,7 +51,7 @@ async def told(world: World) -> list[tuple[int, str]]:
     found = []
     for _ in range(count):
         message = await subscription.next_msg(timeout=10)
-        found.append((int(message.headers["Hythe-Position"]), str(from_cloudevent(message.data).id)))
+        found.append((int((message.headers or {})["Hythe-Position"]), str(from_cloudevent(message.data).id)))
     await client.close()
     return found
 

@@ -9,6 +9,7 @@ from itertools import product
 import asyncpg
 import nats
 import pytest
+from nats.aio.client import Client
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeout
 
@@ -128,7 +129,7 @@ async def test_a_refused_append_names_what_was_refused_and_harms_nobody_else(wor
 # -- the bus
 
 
-async def client_of(world: World, who: str, refused: list[str]) -> nats.NATS:
+async def client_of(world: World, who: str, refused: list[str]) -> Client:
     async def note(error: Exception) -> None:
         refused.append(str(error))
 

@@ -94,11 +94,20 @@ class Docker:
             await answer.read()
 
     async def leftovers(self) -> tuple[set[str], set[str]]:
-        """The ids of all containers, and of all images without a name."""
-        dangling = json.dumps({"dangling": ["true"]})
-        containers = await self.get("containers/json?all=1")
-        images = await self.get(f"images/json?filters={dangling}")
-        return {each["Id"] for each in containers}, {each["Id"] for each in images}
+        """The ids of containers, and of images without a name, that were made from the base image of these tests.
+
+        Others may use the engine at the same time; what is theirs is not looked at.
+        """
+        base = (await self.get(f"images/{BASE}/json"))["RootFS"]["Layers"]
+        ours = json.dumps({"ancestor": [BASE]})
+        containers = {each["Id"] for each in await self.get(f"containers/json?all=1&filters={ours}")}
+        images = set()
+        for each in await self.get(f"images/json?filters={json.dumps({'dangling': ['true']})}"):
+            async with self.http.get(f"http://engine/v1.41/images/{each['Id']}/json") as answer:
+                layers = (await answer.json()).get("RootFS", {}).get("Layers") or []
+            if layers[: len(base)] == base:
+                images.add(each["Id"])
+        return containers, images
 
     async def files(self, image: str) -> dict[str, bytes]:
         """Every file of an image, by path, from a container that is never started."""

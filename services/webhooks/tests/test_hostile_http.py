@@ -38,7 +38,7 @@ def problem_of(answer: bytes) -> dict[str, object]:
 
 async def test_a_body_that_says_it_is_too_large_is_not_read(push_body: bytes) -> None:
     """413 comes before the signature is looked at, and before a byte of the body."""
-    async with opened(max_body=2048) as receiver:
+    async with opened(max_body=2048, body_seconds=0.5) as receiver:
         answer = await receiver.raw(head("Content-Length: 2049"))
         assert status_of(answer) == 413
         assert problem_of(answer)["field"] == "body"
@@ -63,7 +63,7 @@ async def test_an_endless_chunked_body_is_cut_at_the_limit() -> None:
             sent += 65536
             yield b" " * 65536
 
-    async with opened(max_body=1024 * 1024) as receiver:
+    async with opened(max_body=1024 * 1024, body_seconds=0.5) as receiver:
         await receiver.create()
         reader, writer = await asyncio.open_connection("127.0.0.1", receiver.port)
         async with asyncio.timeout(30):
@@ -218,7 +218,6 @@ SMUGGLED = [
     HEAD.replace("HTTP/1.1", "HTTP/2.0").encode() + b"\r\n",
     HEAD.replace("HTTP/1.1", "HTTP/1.1 ").encode() + b"\r\n",
     HEAD.replace("POST ", "P\x00ST ").encode() + b"\r\n",
-    HEAD.replace("/api", " /api").encode() + b"\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     b"hello\r\n\r\n",
     b"POST\r\n\r\n",

@@ -9,8 +9,7 @@
     ports/            the ports that were taken last time, and are taken again
     stacks-dir        where the stacks' folders are
 
-Everything in `secrets` is made once, on the first start, and never changes by itself. Whoever loses `master_key` has
-lost every secret that Hythe was given; a backup without it is worth little. See docs/operating.md.
+What is in `secrets`, and how it is made, stands in hythe_events.installation. See docs/operating.md.
 """
 
 from __future__ import annotations
@@ -18,22 +17,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import nkeys
-
 from hythe_events.access import SERVICES
 from hythe_events.errors import Misconfigured
-
-RELAYS = ("git", "build", "deploy")
-"""The services that may publish the log. Not webhooks: it is the one that strangers talk to."""
-
-SHARED = {"master_key": SERVICES, "seal_key": RELAYS}
+from hythe_events.installation import Vault, write_whole
 
 
 @dataclass(frozen=True)
@@ -67,6 +58,7 @@ class Home:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.expanduser().absolute()
+        self.vault = Vault(self.directory / "secrets")
 
     @property
     def postgres(self) -> Path:
@@ -88,7 +80,7 @@ class Home:
         return self.directory / "ports" / name
 
     def secrets(self, who: str) -> Path:
-        return self.directory / "secrets" / who
+        return self.vault.of(who)
 
     def prepare(self) -> None:
         """Make the folders, and on the first start the secrets.
@@ -111,28 +103,15 @@ class Home:
                 f"{self.secrets('owner') / 'master_key'} is missing, and without it the secrets that this Hythe "
                 "keeps cannot be read: put it back from a backup, or start with another HYTHE_HOME"
             )
-        for name in SHARED:
-            self._made(self.secrets("owner") / name, lambda: secrets.token_hex(32))
-        for who in (*SERVICES, "relay", "client"):
-            self._made(self.secrets(who) / "nats_seed", _new_seed)
-        for who in (*SERVICES, "relay"):
-            self._made(self.secrets(who) / "postgres_password", lambda: secrets.token_urlsafe(32))
-        for name, holders in SHARED.items():
-            for who in holders:
-                self._copied(self.secrets("owner") / name, self.secrets(who) / name)
-        for who in RELAYS:
-            for name in ("nats_seed", "postgres_password"):
-                self._copied(self.secrets("relay") / name, self.secrets(who) / f"relay_{name}")
+        self.vault.fill()
 
     def role_passwords(self) -> dict[str, str]:
         """The passwords of the Postgres roles, by the name of the service each belongs to."""
-        return {who: _read(self.secrets(who) / "postgres_password") for who in (*SERVICES, "relay")}
+        return self.vault.role_passwords()
 
     def public_keys(self) -> dict[str, str]:
         """The public nkeys of the NATS users."""
-        return {
-            who: _public(_read(self.secrets(who) / "nats_seed")) for who in (*SERVICES, "relay", "client")
-        }
+        return self.vault.public_keys()
 
     def stacks(self, environment: dict[str, str] | None = None) -> Path:
         """Where the stacks' folders are: `STACKS_DIR`; or where they were last time; or /opt/stacks, where Dockge looks
@@ -147,7 +126,7 @@ class Home:
 
     def remember_stacks(self, folder: Path) -> None:
         """Use the same folder next time, whatever has become of our rights by then."""
-        _write(self._stacks_file, f"{folder}\n")
+        write_whole(self._stacks_file, f"{folder}\n")
 
     @property
     def _stacks_file(self) -> Path:
@@ -159,7 +138,7 @@ class Home:
             name: str(value) if not isinstance(value, int | dict) else value
             for name, value in vars(place).items()
         }
-        _write(self.directory / "system.json", json.dumps(shown, indent=2) + "\n")
+        write_whole(self.directory / "system.json", json.dumps(shown, indent=2) + "\n")
 
     def forget_place(self) -> None:
         (self.directory / "system.json").unlink(missing_ok=True)
@@ -179,38 +158,3 @@ class Home:
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
-
-    def _made(self, file: Path, make: Callable[[], str]) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not file.exists():
-            _write(file, make() + "\n")
-
-    def _copied(self, original: Path, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        content = original.read_text()
-        if not file.exists() or file.read_text() != content:
-            _write(file, content)
-
-
-def _write(file: Path, content: str) -> None:
-    """Write a file that only we may read, all of it or nothing."""
-    new = file.with_name(f".{file.name}.new")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
-    new.replace(file)
-
-
-def _read(file: Path) -> str:
-    return file.read_text().strip()
-
-
-def _new_seed() -> str:
-    return bytes(nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)).decode()
-
-
-def _public(seed: str) -> str:
-    return bytes(nkeys.from_seed(bytearray(seed.encode())).public_key).decode()

@@ -190,7 +190,13 @@ class Images:
             seen = await self._ask("GET", f"images/{image}/json", missing={})
             young = _unix(str(seen.get("Created", ""))) >= since - 5
             if seen and young and not seen.get("RepoTags") and not seen.get("RepoDigests"):
-                await self._ask("DELETE", f"images/{image}", params={"noprune": "1"}, missing=[], conflict=[])
+                while await self._delete(image) == "busy":
+                    await asyncio.sleep(0.1)  # the engine is still removing the container of the step
+
+    async def _delete(self, image: str) -> str:
+        noprune = {"noprune": "1"}
+        told = await self._ask("DELETE", f"images/{image}", params=noprune, missing="gone", conflict="busy")
+        return told if isinstance(told, str) else "deleted"
 
     # -- what is there
 

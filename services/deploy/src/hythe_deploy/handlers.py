@@ -217,7 +217,7 @@ class Handlers:
         finally:
             if run.rehearsal is not None:
                 run.rehearsal.cancel()
-                await asyncio.wait([run.rehearsal])
+                await asyncio.gather(run.rehearsal, return_exceptions=True)
         await self._say(run.heard, Record(tuple(run.done), run.health))
         await self._go_live(run)
         await crash_point("D5")

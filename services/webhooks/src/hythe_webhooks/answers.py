@@ -143,7 +143,7 @@ NOT_ENCODED = problem(
 TOO_SLOW = problem(408, "the body did not arrive in time", "body", last=True)
 BROKEN_BODY = problem(400, "the body was cut off or is not well-formed chunks", "body", last=True)
 NO_SUCH_EXPECTATION = problem(417, "100-continue is the only expectation that is met", "Expect", last=True)
-NOT_HTTP = problem(400, "this is not a well-formed HTTP/1.1 request", last=True)
+NOT_HTTP = problem(400, "this is not a well-formed request", last=True)
 BROKEN = problem(500, "something is wrong on our side; it was logged", last=True)
 
 

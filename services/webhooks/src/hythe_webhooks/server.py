@@ -171,7 +171,7 @@ class _Server(web.Server):
             access_log=None,
             auto_decompress=False,
             keepalive_timeout=settings.idle_seconds,
-            lingering_time=LINGER,
+            lingering_time=min(LINGER, settings.body_seconds),
         )
         self._connection = type("Connection", (_Connection,), {"head_seconds": settings.head_seconds})
 

@@ -106,7 +106,7 @@ class Receiver:
 @asynccontextmanager
 async def opened(store: Any = None, seals: Secrets | None = None, **settings: Any) -> AsyncIterator[Receiver]:
     """A receiver on a free port; on the store in memory unless another one is given."""
-    told = WebhooksSettings(port=0, grace=5, **settings)
+    told = WebhooksSettings(port=0, grace=0.2, **settings)
     store = MemoryStore("webhooks") if store is None else store
     secrets = seals or Secrets(MemoryKeys(), lambda: MasterKeys(b"m" * 32))
     sources = Sources(store, secrets)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,12 @@ class World:
             "bus_max_bytes": 256 * 1024**2,
         } | more
 
-    def store(self, who: str) -> Any:
+    def store(self, who: str) -> AbstractAsyncContextManager[Store]:
         """The event store as a service's role: `async with world.store("git") as store`."""
         password = (self.home.secrets(who) / "postgres_password").read_text().strip()
         return Store.open(with_login(self.postgres_url, ROLE.format(service=who), password))
 
-    def bus(self, who: str) -> Any:
+    def bus(self, who: str) -> AbstractAsyncContextManager[Bus]:
         """The bus as a user: `async with world.bus("client") as bus`."""
         return Bus.open(self.nats.url, who, (self.home.secrets(who) / "nats_seed").read_text().strip())
 
