@@ -149,8 +149,8 @@ def _fill_peers(cluster: Cluster) -> None:
     )
     cluster.sql(
         "eventsourcing",
-        f"""truncate stored_events;
-            insert into stored_events (originator_id, originator_version, topic, state)
+        f"""truncate bench_events;
+            insert into bench_events (originator_id, originator_version, topic, state)
             select md5((n / {PER_STREAM})::text)::uuid, n % {PER_STREAM}, '{samples.EVENT_TYPE}', convert_to('{data}', 'UTF8')
               from generate_series(0, {EVENTS - 1}) n""",
     )

@@ -25,6 +25,7 @@ from hythe_cli.home import RELAYS
 from hythe_cli.local.processes import DidNotStart
 from hythe_events import log, streams
 from hythe_events.access import SERVICES
+from hythe_events.bus import Bus
 from hythe_events.deploy import DeployCompleted
 from hythe_events.deployment import Deployment
 from hythe_events.envelope import Envelope
@@ -110,8 +111,7 @@ async def test_a_push_is_not_lost_with_the_bus(arena: Arena, stack: str) -> None
     async with asyncio.timeout(PATIENCE):
         while not await arrived(scene, app):
             await asyncio.sleep(0.05)
-        while (await scene.bus.stream_state()).position < await asking.head(scene.bus):
-            await asyncio.sleep(0.05)
+        await told_to_the_bus(scene, await asking.head(scene.bus))
     await scene.system.stop_part("nats", kill=True)
     await scene.system.nats.wipe()
     await scene.system.start_part("nats")
@@ -205,6 +205,14 @@ async def arrived(scene: Scene, app: App) -> bool:
     return any(
         isinstance(e.data, WebhookReceived) and e.data.source == app.stack for e in asking.events_of(page)
     )
+
+
+async def told_to_the_bus(scene: Scene, position: int) -> None:
+    """Wait until JetStream has confirmed the event at this position of the log."""
+    seed = (scene.system.home.secrets("relay") / "nats_seed").read_text().strip()
+    async with Bus.open(scene.system.nats.url, "relay", seed) as relay:
+        while (await relay.stream_state()).position < position:
+            await asyncio.sleep(0.05)
 
 
 async def stream(scene: Scene, name: str) -> list[Envelope[Event]]:

@@ -22,7 +22,7 @@ from hythe_events.projections import Projector
 from hythe_events.secrets import MasterKeys, PostgresKeys, Secrets
 from hythe_events.store import Store
 from hythe_events.webhooks import DeliveryRouted, ListDeliveries, RoutedTo, SwitchSource
-from hythe_webhooks.read_models import SourcesTable, WebhookEvents
+from hythe_webhooks.read_models import WebhookEvents
 from hythe_webhooks.testing import Receiver, because, opened
 
 DELIVERY = "0b989ba4-242f-11e5-81e1-c7b6966d2516"
@@ -126,7 +126,7 @@ async def test_the_tables_tell_what_came_of_each_delivery(addresses: Addresses, 
         routed = DeliveryRouted(deployments=(RoutedTo(stack="ferry", deployment=new_id()),))
         stream = streams.delivery("ferry", DELIVERY)
         [event] = await git.append(stream, 1, [routed], because=because("hythe:git"))
-        projector = Projector("webhooks", receiver.store, [WebhookEvents(), SourcesTable()])
+        projector = Projector("webhooks", receiver.store, [WebhookEvents()])
         following = asyncio.create_task(projector.run())
         async with asyncio.timeout(20):
             for name in projector.names:

@@ -96,9 +96,7 @@ async def migrate(directory: Path) -> None:
     from hythe_events.settings import ServiceSettings
 
     vault = Vault(directory)
-    dsn = with_login(
-        ServiceSettings().postgres_url, DATABASE_OWNER, read_secret(vault.owner_password_file)
-    )
+    dsn = with_login(ServiceSettings().postgres_url, DATABASE_OWNER, read_secret(vault.owner_password_file))
     loop = asyncio.get_running_loop()
     until = loop.time() + POSTGRES_PATIENCE
     while True:
@@ -114,20 +112,33 @@ async def migrate(directory: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m hythe_events", description=__doc__ and __doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m hythe_events", description=__doc__ and __doc__.splitlines()[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     making = commands.add_parser("setup", help="make the secrets, and tell NATS its users")
-    making.add_argument("directory", type=Path, help="the folder of the secrets: one folder in it for each who knows some")
-    making.add_argument("--nats-users", type=Path, required=True, help="the file for the server's authorization block")
+    making.add_argument(
+        "directory", type=Path, help="the folder of the secrets: one folder in it for each who knows some"
+    )
+    making.add_argument(
+        "--nats-users", type=Path, required=True, help="the file for the server's authorization block"
+    )
 
-    migrating = commands.add_parser("migrate", help="bring the database at HYTHE_POSTGRES_URL to this version")
+    migrating = commands.add_parser(
+        "migrate", help="bring the database at HYTHE_POSTGRES_URL to this version"
+    )
     migrating.add_argument("directory", type=Path, help="the folder of the secrets")
 
     probing = commands.add_parser("healthcheck", help="ask a service whether it is ready")
     probing.add_argument("url", help="such as http://127.0.0.1:8090/readyz")
     probing.add_argument(
-        "--writable", type=Path, action="append", default=[], metavar="PATH", help="a path it must be able to write"
+        "--writable",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a path it must be able to write",
     )
     return parser
 

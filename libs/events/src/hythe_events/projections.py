@@ -18,7 +18,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 from uuid import UUID, uuid4
 
 from hythe_events.envelope import Envelope
@@ -66,6 +66,17 @@ class Projection(Protocol):
 
     async def apply(self, connection: Connection, event: Envelope[Event]) -> None:
         """Change the rows as `event` says."""
+
+
+@runtime_checkable
+class AppliesMany(Protocol):
+    """A read model that events come to in floods: many rows in one round trip cost a tenth of one by one.
+
+    It is a `Projection` that also has `apply_all`, which leaves the same rows as `apply` for each event in order.
+    """
+
+    async def apply_all(self, connection: Connection, events: Sequence[Envelope[Event]]) -> None:
+        """Change the rows as `events` say; all or, when it raises, none."""
 
 
 class Log(Protocol):
@@ -408,9 +419,10 @@ async def _still_ours(connection: Connection, projection: Projection, token: UUI
 
 async def _apply(connection: Connection, projection: Projection, events: Sequence[Envelope[Event]]) -> None:
     """Applies a batch and moves the checkpoint of the schema that the search path names."""
-    for event in events:
-        if event.type not in projection.hears:
-            continue
+    heard = [event for event in events if event.type in projection.hears]
+    if len(heard) > 1 and isinstance(projection, AppliesMany):
+        heard = await _apply_many(connection, projection, heard)
+    for event in heard:
         try:
             async with our_errors():
                 await projection.apply(connection, event)
@@ -425,6 +437,20 @@ async def _apply(connection: Connection, projection: Projection, events: Sequenc
     await connection.execute(
         "update checkpoints set position = $2 where projection = $1", projection.name, events[-1].position
     )
+
+
+async def _apply_many(
+    connection: Connection, projection: AppliesMany, events: list[Envelope[Event]]
+) -> list[Envelope[Event]]:
+    """Applies `events` at once; those that are left to be applied one by one, so that the one at fault is named."""
+    try:
+        async with our_errors(), connection.transaction():
+            await projection.apply_all(connection, events)
+    except Exception as error:
+        if getattr(error, "retry", False):
+            raise
+        return events
+    return []
 
 
 async def _equal(connection: Connection, projection: Projection, live: str, beside: str) -> bool:

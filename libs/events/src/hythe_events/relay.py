@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
@@ -56,10 +57,21 @@ class LogWentBack(HytheError):
 class Relay:
     """Publishes the log. `store` and `bus` are open as the relay's own role and user."""
 
-    def __init__(self, store: Store, bus: Bus, sealer: Sealer, *, ack_wait: float, max_bytes: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        sealer: Sealer,
+        *,
+        ack_wait: float,
+        max_bytes: int,
+        relayed: Callable[[int, int], None] = lambda _position, _head: None,
+    ) -> None:
+        """`relayed` is told, now and then, how far the log has been told and where it ends."""
         self._store = store
         self._bus = bus
         self._sealer = sealer
+        self._relayed = relayed
         self._ack_wait = ack_wait
         self._max_bytes = max_bytes
         self.leading = False
@@ -99,15 +111,18 @@ class Relay:
         compared = time.monotonic()
         _log.info("relay_leads", epoch=epoch, position=cursor)
         while True:
-            events = await self._store.read_raw(cursor, BATCH_LIMIT)
+            events = await self._store.read_raw(cursor, BATCH_LIMIT, evidence=False)
             if time.monotonic() - compared > COMPARE:
                 cursor, compared = await self._compare(session, epoch), time.monotonic()
                 continue
+            self._relayed(cursor, events[-1].position if events else cursor)
             if not events:
                 self.position = cursor
                 await self._seal_if_due(cursor)
+                waited = time.monotonic()
                 await self._store.beyond(cursor, LOOK_AGAIN)
-                if not await session.fetchval("select epoch = $1 from log.relay", epoch):
+                idle = time.monotonic() - waited >= LOOK_AGAIN  # otherwise moving the cursor will tell
+                if idle and not await session.fetchval("select epoch = $1 from log.relay", epoch):
                     return
                 continue
             for batch in _batches(events):

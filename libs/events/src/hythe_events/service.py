@@ -240,6 +240,7 @@ class Service:
                 Sealer(settings.secret("seal_key")),
                 ack_wait=settings.ack_wait,
                 max_bytes=settings.bus_max_bytes,
+                relayed=self.telemetry.relayed,
             )
 
     # -- hearing

@@ -332,11 +332,12 @@ class Store:
                 yield [_decoded(row) for row in rows]
                 rows = await ahead
 
-    async def read_raw(self, after: int, limit: int = 1000) -> list[Raw]:
-        """As `read_all`, the rows as they are stored, evidence included."""
+    async def read_raw(self, after: int, limit: int = 1000, *, evidence: bool = True) -> list[Raw]:
+        """As `read_all`, the rows as they are stored; without `evidence`, that is None."""
+        columns = ", ".join(Raw._fields) if evidence else ", ".join((*Raw._fields[:-1], "null::bytea"))
         async with our_errors(), self._pool.acquire() as connection:
             rows = await connection.fetch(
-                f"select {', '.join(Raw._fields)} from log.events where position > $1 order by position limit $2",
+                f"select {columns} from log.events where position > $1 order by position limit $2",
                 after,
                 limit,
             )

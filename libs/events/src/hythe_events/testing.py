@@ -35,7 +35,7 @@ from hythe_events.envelope import Cause, Envelope, from_cloudevent, to_cloudeven
 from hythe_events.errors import BusUnavailable, HytheError, NotFound, NotPermitted, VersionConflict
 from hythe_events.language import BlobRef, Command, Event, Query, Value, new_id
 from hythe_events.migrate import ROLES, migrate
-from hythe_events.postgres import with_login
+from hythe_events.postgres import connect, with_login
 from hythe_events.secrets import WrappedKey
 from hythe_events.store import Head, Raw
 from hythe_events.telemetry import current_traceparent
@@ -266,8 +266,16 @@ class MigratedDatabase:
         return with_login(self.owner, ROLE.format(service=service), self.password)
 
     async def migrate(self) -> MigratedDatabase:
-        """Migrate it; a copy of a migrated database needs none."""
+        """Migrate it. A copy of a migrated database needs `let_in` at most, which is a good deal quicker."""
         await migrate(self.owner, dict.fromkeys(ROLES, self.password))
+        return self
+
+    async def let_in(self) -> MigratedDatabase:
+        """Give the roles this password: they belong to the whole server, and another test may have changed it."""
+        connection = await connect(self.owner, application="hythe tests")
+        roles = (f"alter role {ROLE.format(service=name)} password '{self.password}'" for name in ROLES)
+        await connection.execute("; ".join(roles))
+        await connection.close()
         return self
 
 

@@ -6,7 +6,7 @@ from hythe_events.service import answers, service, start
 from hythe_events.webhooks import CreateSource, ListDeliveries, SwitchSource
 from hythe_webhooks.app import Webhooks
 from hythe_webhooks.handlers import Handlers
-from hythe_webhooks.read_models import SourcesTable, WebhookEvents
+from hythe_webhooks.read_models import WebhookEvents
 from hythe_webhooks.server import Body, listening_socket, serve
 from hythe_webhooks.settings import WebhooksSettings
 from hythe_webhooks.sources import Sources
@@ -27,7 +27,7 @@ async def main() -> None:
                     answers(SwitchSource, handlers.switch_source),
                     answers(ListDeliveries, handlers.deliveries),
                 ],
-                projections=[WebhookEvents(), SourcesTable()],
+                projections=[WebhookEvents()],
                 alongside=[lambda: serve(webhooks.receive, settings, bound)],
             )
 

@@ -26,7 +26,6 @@ LINE_LENGTH = 2_000
 PATHS_LENGTH = 200_000
 """Characters of all changed paths together; an event has to fit on the bus, and without paths every stack is concerned."""
 
-_SIGNATURE = re.compile(r"sha256=[0-9a-f]{64}")
 _PRINTABLE = re.compile(r"[\x21-\x7e]{1,200}")
 _ZEROS = re.compile(r"0{40}(?:0{24})?")
 
@@ -56,11 +55,7 @@ def prove(signatures: Sequence[str], body: bytes, secret: bytes) -> None:
     The digest is computed in any case and compared in constant time: how long it takes tells nothing.
     """
     right = "sha256=" + hmac.digest(secret, body, "sha256").hex()
-    given = (
-        signatures[0]
-        if len(signatures) == 1 and _SIGNATURE.fullmatch(signatures[0])
-        else "sha256=" + "-" * 64
-    )
+    given = signatures[0] if len(signatures) == 1 and signatures[0].isascii() else ""
     if not hmac.compare_digest(right, given):
         raise NotAuthentic
 
