@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,9 +19,7 @@ ACK_WAIT = 30.0
 @asynccontextmanager
 async def world() -> AsyncIterator[World]:
     """A migrated database, a bus that syncs always, and everybody's secrets; no service runs yet."""
-    with tempfile.TemporaryDirectory(prefix="hythe-bench-", dir=processes.DISK) as name:
-        folder = Path(name)
-        folder.chmod(0o755)
+    with processes.folder() as folder:
         server = ScratchPostgres(folder / "postgres", settings={"shared_buffers": "1GB", "max_wal_size": "8GB"})
         await server.start()
         try:

@@ -7,8 +7,9 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from bench.provision import ROOT
@@ -17,6 +18,15 @@ DISK = Path(os.environ.get("HYTHE_BENCH_DIR", "/var/tmp"))  # noqa: S108  on a d
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 TICK = os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder on the disk, which servers that run as another user can reach; removed in the end."""
+    with tempfile.TemporaryDirectory(prefix="hythe-bench-", dir=DISK, ignore_cleanup_errors=True) as name:
+        made = Path(name)
+        made.chmod(0o755)
+        yield made
 
 
 @asynccontextmanager

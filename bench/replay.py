@@ -84,7 +84,7 @@ async def run(rounds: int) -> list[Figure]:
 
 async def _fill(dsn: str) -> list[str]:
     """Write the log; returns the streams that hold a real deployment."""
-    event = DeployHealthChecked.model_validate_json(samples.EVENT_JSON)
+    event = DeployStepCompleted.model_validate_json(samples.EVENT_JSON)
     because = Cause(event.deployment, event.deployment, "hythe:deploy")
     made = [uuid4() for _ in range(DEPLOYMENTS)]
     plain = math.ceil((EVENTS - DEPLOYMENTS * 30) / PER_STREAM)

@@ -11,18 +11,19 @@ import hmac
 import json
 from typing import Any
 
-EVENT_TYPE = "deploy.health_checked"
+EVENT_TYPE = "deploy.step_completed"
 
 EVENT: dict[str, Any] = {
     "deployment": "0199f3a4-6f2e-7c31-9a55-1c7f0be2d9a4",
     "stack": "shop",
-    "healthy": True,
-    "services": {
-        name: {"healthy": True, "detail": f"{name}: healthy after {seconds} s, 0 restarts"}
-        for name, seconds in (("storefront", 1.4), ("orders", 1.9), ("ledger", 2.6), ("mail", 0.8))
-    },
+    "step": "pull",
+    "detail": "storefront: quay.example/shop/storefront@sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15 is "
+    "here; orders: quay.example/shop/orders@sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae is "
+    "here; ledger: quay.example/shop/ledger@sha256:fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9 was pulled",
+    "seconds": 2.367,
+    "manifest": None,
 }
-EVENT["services"]["ledger"]["detail"] += ", " + "." * (496 - len(json.dumps(EVENT, separators=(",", ":"))))
+EVENT["detail"] += "." * (498 - len(json.dumps(EVENT, separators=(",", ":"))))
 EVENT_JSON = json.dumps(EVENT, separators=(",", ":"))
 assert len(EVENT_JSON) == 498, "every contestant stores the same 498 bytes"
 

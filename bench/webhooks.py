@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from pathlib import Path
 
 from hythe_cli.local.world import World
@@ -30,7 +29,7 @@ async def run(rounds: int) -> list[Figure]:
     provision.commands("webhook", "wrk")
     python = provision.peers() / "python"
     async with contextlib.AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hythe-bench-", dir=processes.DISK)))
+        folder = stack.enter_context(processes.folder())
         world = await stack.enter_async_context(parts.world())
         path, secret = await _source(world, folder / "hythe.log")
         pushes = receivers.write_pushes(folder, secret)

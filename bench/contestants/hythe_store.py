@@ -9,7 +9,7 @@ import asyncio
 from uuid import UUID, uuid4
 
 import uvloop
-from hythe_events.deploy import DeployHealthChecked
+from hythe_events.deploy import DeployStepCompleted
 from hythe_events.envelope import Cause
 from hythe_events.store import Store
 
@@ -18,7 +18,7 @@ from bench.contestants import stopwatch
 
 
 async def append(dsn: str, clients: int, seconds: float, batch: int) -> dict[str, float]:
-    event = DeployHealthChecked.model_validate_json(samples.EVENT_JSON)
+    event = DeployStepCompleted.model_validate_json(samples.EVENT_JSON)
     assert event.model_dump_json() == samples.EVENT_JSON, "the peers must store the same bytes"
     because = Cause(UUID(samples.EVENT["deployment"]), UUID(samples.EVENT["deployment"]), "hythe:deploy")
     events = [event] * batch

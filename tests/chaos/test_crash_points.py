@@ -21,7 +21,6 @@ from hythe_cli.demo import sample
 from hythe_cli.demo.git_server import ZERO, signature
 from hythe_cli.demo.scene import App, Scene
 from hythe_cli.demo.witness import get
-from hythe_cli.home import RELAYS
 from hythe_cli.local.processes import DidNotStart
 from hythe_events import log, streams
 from hythe_events.access import SERVICES
@@ -31,6 +30,7 @@ from hythe_events.deployment import Deployment
 from hythe_events.envelope import Envelope
 from hythe_events.errors import NotNow
 from hythe_events.git import DeploymentRequested
+from hythe_events.installation import RELAYS
 from hythe_events.language import Event
 from hythe_events.log import ListParked, Page, RebuildProjection, Rebuilt, Rows
 from hythe_events.webhooks import DeliveryRouted, WebhookReceived

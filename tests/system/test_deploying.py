@@ -129,7 +129,7 @@ async def test_everything_may_be_stopped_and_started_again(scene: Scene, stack: 
 
 async def test_a_second_start_is_ready_within_five_seconds(scene: Scene) -> None:
     """An upgrade or a reboot is no outage worth the name. The best of three counts: other programs have this machine too."""
-    seconds = []
+    seconds: list[float] = []
     while len(seconds) < 3 and not any(one < 5.0 for one in seconds):
         await scene.system.stop()
         await scene.system.start()

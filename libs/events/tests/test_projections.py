@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -253,6 +253,48 @@ async def test_the_other_process_takes_over(database: MigratedDatabase, store: S
             await reached(first, await created(store, "a"))
         await reached(standby, await created(store, "b"))
     assert await names(store) == ["a", "b"]
+
+
+@dataclass
+class ManyAtOnce(Sources):
+    """The same read model, written for floods of events."""
+
+    batches: list[int] = field(default_factory=list)
+
+    async def apply_all(self, connection: Connection, events: Sequence[Envelope[Event]]) -> None:
+        made = [(event.data.source, event.at) for event in events if isinstance(event.data, SourceCreated)]
+        await connection.executemany("insert into sources values ($1, true, $2)", made)
+        for event in events:
+            self.meddle(event)
+        self.batches.append(len(events))
+
+
+async def test_a_flood_of_events_may_be_applied_at_once(store: Store) -> None:
+    """With the same rows as one by one."""
+    position = await created(store, *(f"s{n}" for n in range(30)))
+    flooded = ManyAtOnce()
+    async with following(store, flooded) as projector:
+        await reached(projector, position)
+    assert flooded.batches == [30]
+    assert flooded.applied == []
+    together = await rows(store)
+    one_by_one = Projector("webhooks", store, [Sources()])
+    assert (await one_by_one.rebuild())["sources"] == Rebuild(rows=30, equal=True)
+    assert await rows(store) == together
+
+
+async def test_in_a_flood_the_event_at_fault_is_named_all_the_same(store: Store) -> None:
+    """What was written together is taken back, and applied one by one up to the event that cannot be."""
+
+    def meddle(event: Envelope[Event]) -> None:
+        if event.position == 3:
+            raise ValueError("too odd")
+
+    await created(store, "a", "b", "c", "d")
+    async with following(store, ManyAtOnce(meddle=meddle)) as projector:
+        await until(lambda: bool(projector.troubles and "event 3" in projector.troubles[0]))
+        assert "too odd" in projector.troubles[0]
+        assert await names(store) == []
 
 
 # -- rebuilding

@@ -304,6 +304,8 @@ async def test_evidence_is_kept_with_the_first_event(store: AnyStore) -> None:
     first, second = await store.append("source-a", 0, switched(True, False), because=BECAUSE, evidence=body)
     assert await store.evidence(first.id) == body
     assert await store.evidence(second.id) is None
+    assert [row.evidence for row in await store.read_raw(0)] == [body, None]
+    assert [row.evidence for row in await store.read_raw(0, evidence=False)] == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -395,24 +395,46 @@ async def test_a_build_that_takes_too_long_fails(yard: Yard) -> None:
     assert sorted(yard.images.stopped) == ["api", "web"]
 
 
+class Away(FakeImages):
+    """An engine that never answers."""
+
+    async def build(self, *_asked: Any, **_more: Any) -> Image:
+        raise EngineUnavailable
+
+
 async def test_an_engine_that_is_away_is_tried_again_until_patience_ends(yard: Yard) -> None:
-    """The deadline is absolute, from when the build was asked for: it is never stuck."""
+    """It may be restarting; but a build is never stuck."""
+
+    heard = await yard.requested()
+    now = [heard.at + timedelta(seconds=100)]
+    handlers = yard.make(patience=120, now=lambda: now[0], images=Away())
+    with pytest.raises(EngineUnavailable):
+        await handlers.on_build_requested(heard)
+    assert not any(isinstance(event, BuildFinished) for event in await yard.told(heard))
+    now[0] = heard.at + timedelta(seconds=221)
+    await handlers.on_build_requested(heard)
+    ending = await yard.finished(heard)
+    assert ending.outcome == "failed"
+    assert "Docker engine does not answer" in (ending.reason or "")
+
+
+async def test_an_engine_that_goes_away_in_every_build_is_given_up_at_a_deadline(yard: Yard) -> None:
+    """Each attempt begins well, and none ends: from when it was asked for, time is limited all the same."""
 
     async def away(_wanted: ImageBuild) -> None:
         raise EngineUnavailable
 
     yard.images.instead = away
     heard = await yard.requested()
-    now = [heard.at + timedelta(seconds=100)]
-    handlers = yard.make(patience=120, now=lambda: now[0])
-    with pytest.raises(EngineUnavailable):
-        await handlers.on_build_requested(heard)
-    assert not any(isinstance(event, BuildFinished) for event in await yard.told(heard))
-    now[0] = heard.at + timedelta(seconds=121)
+    now = [heard.at]
+    handlers = yard.make(limit=600, patience=120, now=lambda: now[0])
+    for minutes in (1, 5, 9, 11):
+        now[0] = heard.at + timedelta(minutes=minutes)
+        with pytest.raises(EngineUnavailable):
+            await handlers.on_build_requested(heard)
+    now[0] = heard.at + timedelta(minutes=12)
     await handlers.on_build_requested(heard)
-    ending = await yard.finished(heard)
-    assert ending.outcome == "failed"
-    assert "Docker engine does not answer" in (ending.reason or "")
+    assert (await yard.finished(heard)).outcome == "failed"
 
 
 async def test_an_engine_that_comes_back_finishes_the_build(yard: Yard) -> None:

@@ -61,3 +61,16 @@ def test_a_pattern_that_cannot_be_read_is_refused(patterns: str) -> None:
     """Guessing what was meant would put something into the image that was to be left out."""
     with pytest.raises(BadPattern, match=r"\.dockerignore"):
         Ignore(patterns.encode())
+
+
+def test_a_pattern_made_to_hang_us_is_matched_quickly_and_right() -> None:
+    """A regular expression would try for hours; the answer is the same as for a pattern of the same meaning."""
+    hostile = Ignore(b"*a*a*a*a*a*a*a*a*b\n")
+    assert not hostile.leaves_out("a" * 250)
+    assert hostile.leaves_out("a" * 250 + "b")
+    folders = Ignore(b"**/**/**/**/**/x\n")
+    assert folders.leaves_out("x")
+    assert folders.leaves_out("d/" * 200 + "x")
+    assert not folders.leaves_out("d/" * 200 + "y")
+    assert Ignore(b"**/*.Tests/**/*.c?/**").leaves_out("a/b.Tests/c/d.cs/e")
+    assert not Ignore(b"**/*.Tests/**/*.c?/**").leaves_out("a/b.Test/c/d.cs/e")

@@ -115,12 +115,12 @@ class Yard:
 
     async def image(self, word: str, command: str = "httpd -f -p 8080 -h /www") -> Image:
         """An image made from nothing, whose `/www/index.html` says `word`."""
-        argv = json.dumps(["/bin/busybox", *command.split(" ", 2)]) if "sh -c" not in command else None
-        if argv is None:
-            argv = json.dumps(["/bin/busybox", "sh", "-c", command.removeprefix("sh -c ")])
-        else:
-            argv = json.dumps(["/bin/busybox", *command.split()])
-        dockerfile = f"FROM scratch\nCOPY busybox /bin/busybox\nCOPY index.html /www/index.html\nCMD {argv}\n"
+        script = command.removeprefix("sh -c ")
+        argv = ["sh", "-c", script] if script != command else command.split()
+        dockerfile = (
+            "FROM scratch\nCOPY busybox /bin/busybox\nCOPY index.html /www/index.html\n"
+            f"CMD {json.dumps(['/bin/busybox', *argv])}\n"
+        )
         reference = f"{self.prefix}-{hashlib.sha256((word + command).encode()).hexdigest()[:12]}"
         context = archive(
             {"Dockerfile": dockerfile.encode(), "busybox": self.busybox, "index.html": word.encode()},
@@ -145,7 +145,7 @@ class Yard:
     ) -> Deployment:
         """A deployment of `name`, from requested to its outcome; without `run` only up to built."""
         stack, deployment = self.stack(name), new_id()
-        commit = commit or hashlib.sha1(f"{compose}{images}{files}".encode()).hexdigest()  # noqa: S324
+        commit = commit or hashlib.sha1(f"{compose}{images}{files}".encode()).hexdigest()
         because = Cause(deployment, None, "test")
         source = await self.blobs.put(archive({"compose.yaml": compose.encode(), **(files or {})}))
         stream = streams.deployment(deployment)
@@ -214,11 +214,11 @@ class Yard:
             if self.prefix in network["Name"]:
                 with contextlib.suppress(DockerError):
                     await (await self.docker.networks.get(network["Id"])).delete()
-        volumes = await self.docker.volumes.list()
-        for volume in volumes["Volumes"] or ():
+        volumes: Any = self.docker.volumes  # has no types
+        for volume in (await volumes.list())["Volumes"] or ():
             if self.prefix in volume["Name"]:
                 with contextlib.suppress(DockerError):
-                    await (await self.docker.volumes.get(volume["Name"])).delete()
+                    await (await volumes.get(volume["Name"])).delete()
         for image in await self.docker.images.list():
             for tag in image["RepoTags"] or ():
                 if self.prefix in tag:

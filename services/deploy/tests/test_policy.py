@@ -175,6 +175,7 @@ def test_a_secret_is_not_read_from_the_host(kind: str) -> None:
         ({"container_name": "loner"}, "taken by a container of nobody's stack"),
         ({"labels": {"com.docker.compose.project": "other"}}, "com.docker.compose.project is reserved"),
         ({"labels": {"hythe.files": "x"}}, "hythe.files is reserved"),
+        (bind(f"{FOLDER}/~/.ssh"), "names a home folder, and a stack has none"),
         ({"image": "hythe/kept:other.web.1"}, "a name that Hythe keeps images under"),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets as random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,11 +15,10 @@ import pytest_asyncio
 from hythe_cli.local.testing import ScratchPostgres
 from hythe_events import streams
 from hythe_events.language import new_id
-from hythe_events.migrate import ROLES, migrate
-from hythe_events.postgres import with_login
 from hythe_events.projections import Projector
 from hythe_events.secrets import MasterKeys, PostgresKeys, Secrets
 from hythe_events.store import Store
+from hythe_events.testing import MigratedDatabase
 from hythe_events.webhooks import DeliveryRouted, ListDeliveries, RoutedTo, SwitchSource
 from hythe_webhooks.read_models import WebhookEvents
 from hythe_webhooks.testing import Receiver, because, opened
@@ -28,30 +26,15 @@ from hythe_webhooks.testing import Receiver, because, opened
 DELIVERY = "0b989ba4-242f-11e5-81e1-c7b6966d2516"
 
 
-class Addresses:
-    """A migrated database, and how each service logs in."""
-
-    def __init__(self, server: ScratchPostgres, database: str) -> None:
-        self.url = f"postgresql://127.0.0.1:{server.port}/{database}"
-        self.owner = with_login(self.url, "postgres", server.superuser_password())
-        self.passwords = {role: random.token_hex(16) for role in ROLES}
-
-    def of(self, service: str) -> str:
-        """The address with the role of `service`."""
-        return with_login(self.url, f"hythe_{service}", self.passwords[service])
-
-
-async def migrated(server: ScratchPostgres) -> Addresses:
+async def migrated(server: ScratchPostgres) -> MigratedDatabase:
     """A new database with the log in it."""
-    addresses = Addresses(server, await server.fresh_database())
-    await migrate(addresses.owner, addresses.passwords)
-    return addresses
+    return await MigratedDatabase(server.dsn(database=await server.fresh_database())).migrate()
 
 
 @asynccontextmanager
-async def receiving(addresses: Addresses) -> AsyncIterator[Receiver]:
+async def receiving(database: MigratedDatabase) -> AsyncIterator[Receiver]:
     """A receiver on that database, with the source `ferry`."""
-    async with Store.open(addresses.of("webhooks")) as store:
+    async with Store.open(database.dsn("webhooks")) as store:
         seals = Secrets(PostgresKeys(store), lambda: MasterKeys(b"m" * 32))
         async with opened(store, seals) as receiver:
             await receiver.create()
@@ -59,22 +42,22 @@ async def receiving(addresses: Addresses) -> AsyncIterator[Receiver]:
 
 
 @pytest_asyncio.fixture
-async def addresses(postgres_server: ScratchPostgres) -> Addresses:
+async def database(postgres_server: ScratchPostgres) -> MigratedDatabase:
     """A migrated database of the test's own."""
     return await migrated(postgres_server)
 
 
 async def test_what_was_answered_is_in_the_log_with_its_evidence(
-    addresses: Addresses, push_body: bytes
+    database: MigratedDatabase, push_body: bytes
 ) -> None:
     """P1, on the real store: event and sealed body in one append, readable by another process."""
-    async with receiving(addresses) as receiver:
+    async with receiving(database) as receiver:
         answered = await receiver.post(push_body)
         assert answered.status == 202
-    async with Store.open(addresses.of("git")) as elsewhere:
+    async with Store.open(database.dsn("git")) as elsewhere:
         [event] = await elsewhere.read(streams.delivery("ferry", DELIVERY))
         assert str(event.id) == answered.body["event"]
-    async with receiving(addresses) as again:
+    async with receiving(database) as again:
         sealed = await again.store.evidence(event.id)
         place: dict[str, Any] = {"kind": "evidence", "owner": "ferry", "name": DELIVERY, "version": 1}
         assert await again.secrets.opened_bytes(**place, sealed=sealed) == push_body
@@ -82,10 +65,10 @@ async def test_what_was_answered_is_in_the_log_with_its_evidence(
 
 
 async def test_identical_deliveries_to_two_processes_at_once_are_one(
-    addresses: Addresses, push_body: bytes
+    database: MigratedDatabase, push_body: bytes
 ) -> None:
     """W10: the version check in Postgres decides, not the memory of a process."""
-    async with receiving(addresses) as one, receiving(addresses) as other:
+    async with receiving(database) as one, receiving(database) as other:
         answered = await asyncio.gather(*(each.post(push_body) for each in (one, other) * 20))
         assert {each.status for each in answered} == {202}
         assert len({each.body["event"] for each in answered}) == 1
@@ -115,9 +98,11 @@ async def test_without_postgres_it_is_503_and_afterwards_nothing_is_lost(
         await server.stop()
 
 
-async def test_the_tables_tell_what_came_of_each_delivery(addresses: Addresses, push_body: bytes) -> None:
+async def test_the_tables_tell_what_came_of_each_delivery(
+    database: MigratedDatabase, push_body: bytes
+) -> None:
     """Received, ignored, routed; and made anew from the log they are the same."""
-    async with receiving(addresses) as receiver, Store.open(addresses.of("git")) as git:
+    async with receiving(database) as receiver, Store.open(database.dsn("git")) as git:
         await receiver.post(push_body)
         await receiver.post(
             b'{"zen":"Keep it logically awesome."}', X_GitHub_Event="ping", X_GitHub_Delivery="two"
@@ -148,13 +133,13 @@ async def test_the_tables_tell_what_came_of_each_delivery(addresses: Addresses, 
 
 @pytest.mark.parametrize("odd", ["\x00", "\x7f", "\u2028", "\U0001f6a2", "x" * 19_000])
 async def test_whatever_a_message_holds_the_tables_can_hold(
-    addresses: Addresses, push_document: dict[str, Any], odd: str
+    database: MigratedDatabase, push_document: dict[str, Any], odd: str
 ) -> None:
     """One push with a NUL in its message must not stop the read model for ever."""
     body = json.dumps(
         push_document | {"head_commit": push_document["head_commit"] | {"message": odd}}
     ).encode()
-    async with receiving(addresses) as receiver:
+    async with receiving(database) as receiver:
         assert (await receiver.post(body)).status == 202
         projector = Projector("webhooks", receiver.store, [WebhookEvents()])
         following = asyncio.create_task(projector.run())

@@ -26,7 +26,7 @@ PROBE_SECONDS = 4.0
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command. 0 done or healthy; 1 unhealthy or not done; 2 not understood; 78 (EX_CONFIG) misconfigured."""
-    asked = _parser().parse_args(words)
+    asked = parser().parse_args(words)
     if asked.command == "healthcheck":
         trouble = ailing(asked.url, asked.writable)
         print(trouble or "ready")
@@ -111,11 +111,12 @@ async def migrate(directory: Path) -> None:
             return
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The commands and what each is told."""
+    top = argparse.ArgumentParser(
         prog="python -m hythe_events", description=__doc__ and __doc__.splitlines()[0]
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = top.add_subparsers(dest="command", required=True)
 
     making = commands.add_parser("setup", help="make the secrets, and tell NATS its users")
     making.add_argument(
@@ -140,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a path it must be able to write",
     )
-    return parser
+    return top
 
 
 if __name__ == "__main__":

@@ -42,6 +42,14 @@ SAYS: dict[str, dict[str, tuple[str, ...]]] = {
     "relay": {"chain": ("chain.sealed",)},
 }
 
+SAID_BY: dict[str, str] = {
+    kind: service
+    for service, says in sorted(SAYS.items(), key=lambda item: item[0] == "deploy")
+    for kinds in says.values()
+    for kind in kinds
+}
+"""Which service an event type is said by; where several may say it, the one that usually does."""
+
 HEARS: dict[str, tuple[str, ...]] = {
     "webhooks": (),
     "git": ("webhook.received", "deployment.requested"),

@@ -25,6 +25,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from hythe_events import catalog
+from hythe_events.access import SAID_BY
 from hythe_events.errors import Refused
 from hythe_events.language import Event
 
@@ -101,7 +102,7 @@ def wire(
     chain: bytes,
 ) -> bytes:
     """Structured CloudEvents JSON of an event whose `data` is JSON already: the relay need not decode it."""
-    who = actor.removeprefix("hythe:") if actor.startswith("hythe:") else kind.partition(".")[0]
+    who = actor.removeprefix("hythe:") if actor.startswith("hythe:") else SAID_BY.get(kind, "unknown")
     head: dict[str, Any] = {
         "specversion": "1.0",
         "id": str(event_id),

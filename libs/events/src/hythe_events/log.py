@@ -84,7 +84,7 @@ class ReadStream(Query):
 
 
 class ReadLog(Query):
-    """The whole log's events in their one order, from `after` on; `types` keeps only those that start so."""
+    """The whole log's events in their one order: those beyond `after`, or with `newest` the last `limit`."""
 
     subject: ClassVar[str] = "query.log.read"
     after: int = 0

@@ -7,6 +7,7 @@
 | `relay_postgres_password`, `relay_nats_seed` | the same for the relay; absent where the service runs none |
 | `seal_key` | the Ed25519 private key (32 raw bytes, hex) that seals the log; absent where the service runs no relay |
 | `master_key` | the key that wraps every stack's data keys (32 raw bytes, hex) |
+| `master_key_former` | the master key before, only while a rotation is under way |
 """
 
 from __future__ import annotations

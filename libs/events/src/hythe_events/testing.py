@@ -185,10 +185,11 @@ class MemoryStore:
         """As `Store.read_all`."""
         return [_decoded(row) for row in await self.read_raw(after, limit)]
 
-    async def read_raw(self, after: int, limit: int = 1000) -> list[Raw]:
+    async def read_raw(self, after: int, limit: int = 1000, *, evidence: bool = True) -> list[Raw]:
         """As `Store.read_raw`."""
         await asyncio.sleep(0)
-        return self._log.rows[after : after + limit]
+        rows = self._log.rows[after : after + limit]
+        return rows if evidence else [row._replace(evidence=None) for row in rows]
 
     async def read_category(self, prefix: str) -> list[Envelope[Event]]:
         """As `Store.read_category`."""

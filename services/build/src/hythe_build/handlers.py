@@ -86,6 +86,7 @@ class BuildHandlers:
         self._now = now
         self._telemetry = telemetry
         self._running: dict[UUID, asyncio.Event] = {}
+        self._away: dict[UUID, datetime] = {}
 
     async def on_build_requested(self, heard: Envelope[BuildRequested]) -> None:
         """Build the images a commit's compose file asks for.
@@ -115,6 +116,7 @@ class BuildHandlers:
         finish = FinishBuild(ending.outcome, ending.images, kept, ending.reason)
         await execute(self._store, build.decider, heard.stream, finish, because=heard.cause(WHO))
         await self._live.end_log(asked.deployment)
+        self._away.pop(asked.deployment, None)
         if self._telemetry is not None:
             result = _RESULT[ending.outcome]
             self._telemetry.run_finished(asked.stack, "BUILD", result, time.monotonic() - began)
@@ -156,7 +158,7 @@ class BuildHandlers:
         except BuildCancelled as stopped:
             return FinishBuild("cancelled", reason=str(stopped))
         except EngineUnavailable as error:
-            if self._now() < heard.at + self._patience:
+            if self._is_patient(heard, log):
                 raise
             waited = f"it was tried for {self._patience.total_seconds():g} s"
             return FinishBuild("failed", reason=f"{error}; {waited}")
@@ -171,6 +173,16 @@ class BuildHandlers:
                 "failed",
                 reason=f"the build took longer than {self._limit:g} s, the limit in HYTHE_BUILD_TIMEOUT",
             )
+
+    def _is_patient(self, heard: Envelope[BuildRequested], log: Transcript) -> bool:
+        """Whether an engine that went away is waited for: for a while, and never beyond an absolute deadline."""
+        now = self._now()
+        if log.kept():
+            self._away.pop(heard.data.deployment, None)  # it did answer in this attempt
+        since = self._away.setdefault(heard.data.deployment, now)
+        return (
+            now < since + self._patience and now < heard.at + timedelta(seconds=self._limit) + self._patience
+        )
 
     async def _unless_cancelled(self, heard: Envelope[BuildRequested], work: Awaitable[T]) -> T:
         """What `work` gives. Raises BuildCancelled as soon as the stream says that it is not wanted any more."""

@@ -130,7 +130,7 @@ class Images:
         async def upload() -> None:
             """The context. What goes wrong here is told by the other request, which waits for it."""
             asked = {"version": "2", "buildid": f"upload-request:{build}"}
-            with contextlib.suppress(aiohttp.ClientError, OSError):
+            with contextlib.suppress(EngineUnavailable):
                 async with self._request(
                     "POST", "build", params=asked, data=_chunks(context), tar=True
                 ) as answer:

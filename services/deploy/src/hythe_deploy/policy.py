@@ -190,6 +190,9 @@ def _mounts(service: Model, around: Surroundings) -> Iterator[Refusal]:
 
 def _host_path(key: str, path: str, around: Surroundings) -> Iterator[Refusal]:
     """A path on the host is judged by where it leads, and by what it says."""
+    if "~" in path.split("/"):
+        yield Refusal(key, f"{path} names a home folder, and a stack has none", None)
+        return
     shown = posixpath.normpath(path) if path else path
     leads = around.real(path)
     if any(

@@ -228,7 +228,8 @@ class Work:
         unset = sorted(set(_unset.findall(told)))
         if unset:
             raise DeployFailed(f"{compose_file} uses the variable {unset[0]}, which .env does not set")
-        model: Model = compose.moved(json.loads(out), str(project), str(self._folder))
+        here = compose.moved(json.loads(out), str(project), str(self._folder))
+        model: Model = compose.moved(here, str(self._scratch), str(self._folder.parent))
         for name, service in compose.services(model).items():
             check = service.get("healthcheck") or {}
             if check.get("start_interval") and not check.get("start_period"):
