@@ -29,7 +29,9 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=[*BENCHES, "all"], help="what to measure")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each contestant (3; fewer is a try, not a figure)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="turns of each contestant (3; fewer is a try, not a figure)"
+    )
     parser.add_argument("--json", action="store_true", help="figures only: no progress on standard error")
     asked = parser.parse_args()
     if asked.rounds < 1:

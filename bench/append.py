@@ -43,7 +43,9 @@ async def run(rounds: int) -> list[Figure]:
                 "message-db 64": functools.partial(their, "message_db", message_db, 64, SECONDS),
                 "pgbench 64": functools.partial(peers.pgbench, cluster, plain, 64, SECONDS),
                 "hythe 8": functools.partial(store, 8, SECONDS),
-                "eventsourcing 8": functools.partial(their, "eventsourcing_recorder", eventsourcing, 8, SECONDS),
+                "eventsourcing 8": functools.partial(
+                    their, "eventsourcing_recorder", eventsourcing, 8, SECONDS
+                ),
                 "hythe 1": functools.partial(store, 1, SECONDS),
                 "message-db 1": functools.partial(their, "message_db", message_db, 1, SECONDS),
                 "hythe batch 100": functools.partial(store, 1, SECONDS, "--batch", "100"),
@@ -52,5 +54,6 @@ async def run(rounds: int) -> list[Figure]:
             cluster.settle,
         )
     return [
-        Figure("append", figure, median(got[mine]), name, median(got[other])) for figure, mine, name, other in BESIDE
+        Figure("append", figure, median(got[mine]), name, median(got[other]))
+        for figure, mine, name, other in BESIDE
     ]

@@ -67,7 +67,17 @@ class Cluster:
 
     def sql(self, database: str, statements: str) -> str:
         return self.run(
-            str(BINARIES / "psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", statements
+            str(BINARIES / "psql"),
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            database,
+            "-c",
+            statements,
         )
 
     def settle(self) -> None:
@@ -107,19 +117,42 @@ def running() -> Iterator[Cluster]:
     def carry_out(*command: str) -> None:
         # No pipes: the server would inherit them and hold them open.
         with (home / "log").open("ab") as log:
-            done = subprocess.run([*as_owner, *command], stdout=log, stderr=log, check=False, timeout=120, cwd=home)
+            done = subprocess.run(
+                [*as_owner, *command], stdout=log, stderr=log, check=False, timeout=120, cwd=home
+            )
         if done.returncode:
             raise SystemExit(f"{command[0]} failed; its log: {(home / 'log').read_text()[-2000:]}")
 
     try:
         carry_out(
             str(BINARIES / "initdb"),
-            *("-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"),
+            *(
+                "-D",
+                str(data),
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+            ),
         )
         settings = SETTINGS | {"unix_socket_directories": f"'{home}'", "port": "5432"}
         with (data / "postgresql.conf").open("a") as conf:
             conf.writelines(f"{name} = {value}\n" for name, value in settings.items())
-        carry_out(str(BINARIES / "pg_ctl"), "-D", str(data), "-w", "-t", "60", "-l", str(home / "server.log"), "start")
+        carry_out(
+            str(BINARIES / "pg_ctl"),
+            "-D",
+            str(data),
+            "-w",
+            "-t",
+            "60",
+            "-l",
+            str(home / "server.log"),
+            "start",
+        )
         try:
             cluster = Cluster(socket=home, port=5432, data=data)
             cluster.age()

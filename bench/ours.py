@@ -6,11 +6,9 @@ import json
 import secrets
 from collections.abc import Awaitable, Callable
 
-from hythe_events.migrate import ROLES, migrate
-from hythe_events.postgres import with_login
-
 from bench.cluster import Cluster
 from bench.figures import Reading
+from hythe_events.migrate import ROLES, migrate
 
 COPIED = "log.events_copied"
 
@@ -33,7 +31,9 @@ def copy_table(cluster: Cluster, database: str = "hythe") -> str:
     return cluster.dsn(database)
 
 
-async def sample_row(cluster: Cluster, store: Callable[[int, float], Awaitable[Reading]], database: str = "hythe") -> str:
+async def sample_row(
+    cluster: Cluster, store: Callable[[int, float], Awaitable[Reading]], database: str = "hythe"
+) -> str:
     """Write some events, and give the newest as JSON: column → text. What COPY writes has the same content."""
     await store(1, 0.1)
     row = cluster.sql(database, "select row_to_json(e) from log.events e order by position desc limit 1")

@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from bench import processes
 from hythe_cli.local.testing import ScratchPostgres, nats_factory
 from hythe_cli.local.world import World, made_world
-
-from bench import processes
 
 ACK_WAIT = 30.0
 
@@ -20,7 +19,9 @@ ACK_WAIT = 30.0
 async def world() -> AsyncIterator[World]:
     """A migrated database, a bus that syncs always, and everybody's secrets; no service runs yet."""
     with processes.folder() as folder:
-        server = ScratchPostgres(folder / "postgres", settings={"shared_buffers": "1GB", "max_wal_size": "8GB"})
+        server = ScratchPostgres(
+            folder / "postgres", settings={"shared_buffers": "1GB", "max_wal_size": "8GB"}
+        )
         await server.start()
         try:
             async with made_world(folder, server, nats_factory(lambda: folder / "nats")) as made:

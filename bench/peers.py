@@ -19,7 +19,9 @@ POSTGRES = (
 )
 
 
-async def contestant(python: Path, module: str, dsn: str, clients: int, seconds: float, *more: str) -> Reading:
+async def contestant(
+    python: Path, module: str, dsn: str, clients: int, seconds: float, *more: str
+) -> Reading:
     """Run one of `bench/contestants` to its end and read the line it prints."""
     command = [
         *(str(python), "-m", f"bench.contestants.{module}"),
@@ -75,7 +77,14 @@ async def pgbench(cluster: Cluster, database: str, clients: int, seconds: float)
     """Single-row inserts, each its own commit, prepared."""
     printed = await asyncio.to_thread(
         cluster.run,
-        *(str(BINARIES / "pgbench"), "-n", "-M", "prepared", "-f", str(HERE / "contestants" / "append_rows.sql")),
+        *(
+            str(BINARIES / "pgbench"),
+            "-n",
+            "-M",
+            "prepared",
+            "-f",
+            str(HERE / "contestants" / "append_rows.sql"),
+        ),
         *("-D", f"event={samples.EVENT_JSON}", "-c", str(clients), "-j", "2"),
         *("-T", str(max(1, round(seconds))), database),
     )

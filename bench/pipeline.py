@@ -14,14 +14,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import processes, provision
+from bench.figures import Figure, Reading, median, progress, take_turns
 from hythe_cli.demo import sample, witness
 from hythe_cli.demo.git_server import Hosted, WorkTree
 from hythe_cli.demo.scene import App, Scene, set_up
 from hythe_cli.local.engine import ensure_engine, static_busybox
 from hythe_cli.local.processes import free_port, installed_program, run_to_end
-
-from bench import processes, provision
-from bench.figures import Figure, Reading, median, progress, take_turns
 
 STACK = "hythe-bench-shop"
 PROJECT = "hythe-bench-byhand"
@@ -33,14 +32,24 @@ async def run(rounds: int) -> list[Figure]:
     with processes.folder() as folder:
         await ensure_engine(progress, log=folder / "dockerd.log")
         busybox = await static_busybox(progress)
-        async with set_up(folder / "scene", busybox, tell=progress) as scene, contextlib.AsyncExitStack() as stack:
+        async with (
+            set_up(folder / "scene", busybox, tell=progress) as scene,
+            contextlib.AsyncExitStack() as stack,
+        ):
             ours = _Ours(scene, await scene.add_app(STACK))
             await ours.first()
             hand = await _ByHand.ready(scene, folder / "by-hand")
             stack.push_async_callback(hand.clear)
             got = await take_turns(rounds, {"hythe": ours.turn, "by hand": hand.turn})
     return [
-        Figure("pipeline", "push_to_healthy", median(got["hythe"], "seconds"), "by hand", median(got["by hand"], "seconds"), "s")
+        Figure(
+            "pipeline",
+            "push_to_healthy",
+            median(got["hythe"], "seconds"),
+            "by hand",
+            median(got["by hand"], "seconds"),
+            "s",
+        )
     ]
 
 

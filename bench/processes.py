@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.provision import ROOT
 
-DISK = Path(os.environ.get("HYTHE_BENCH_DIR", "/var/tmp"))  # noqa: S108  on a disk by convention; /tmp may be memory
+DISK = Path(os.environ.get("HYTHE_BENCH_DIR", "/var/tmp"))
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 TICK = os.sysconf("SC_CLK_TCK")
@@ -30,7 +30,9 @@ def folder() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def running(*command: str, log: Path, env: dict[str, str] | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running(
+    *command: str, log: Path, env: dict[str, str] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Start a program from the checkout's root; ask it to stop in the end, and kill it when it does not."""
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
@@ -63,7 +65,9 @@ async def until(process: asyncio.subprocess.Process, ready: Callable[[], Awaitab
         async with asyncio.timeout(START_SECONDS):
             while not await ready():
                 if process.returncode is not None:
-                    raise SystemExit(f"a program ended with {process.returncode} instead of getting ready; it said:")
+                    raise SystemExit(
+                        f"a program ended with {process.returncode} instead of getting ready; it said:"
+                    )
                 await asyncio.sleep(0.02)
     except TimeoutError as error:
         raise SystemExit(f"a program was not ready after {START_SECONDS:g} s; it said:") from error

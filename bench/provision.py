@@ -120,7 +120,9 @@ def message_db() -> Path:
         if done.returncode:
             raise SystemExit(f"npm could not fetch {MESSAGE_DB}: {done.stderr.strip()[-1000:]}")
     if hashlib.sha256(archive.read_bytes()).hexdigest() != MESSAGE_DB_SHA256:
-        raise SystemExit(f"{archive} is not the archive that was measured before: remove it and look at {MESSAGE_DB}.")
+        raise SystemExit(
+            f"{archive} is not the archive that was measured before: remove it and look at {MESSAGE_DB}."
+        )
     place = cache() / "message-db-1.3.1"
     if not place.exists():
         with tarfile.open(archive) as tar:

@@ -13,11 +13,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hythe_cli.local.world import World
-
 from bench import parts, processes, samples
 from bench.figures import Reading
 from bench.provision import HERE
+from hythe_cli.local.world import World
 
 CONNECTIONS = 64
 PUSHES = 64
@@ -39,7 +38,9 @@ def write_pushes(folder: Path, secret: bytes) -> Path:
     """The file that the load is sent from: one push a line, with its signature before it."""
     file = folder / "pushes.tsv"
     bodies = [samples.push(number) for number in range(1, PUSHES + 1)]
-    file.write_bytes(b"".join(samples.signature(secret, body).encode() + b"\t" + body + b"\n" for body in bodies))
+    file.write_bytes(
+        b"".join(samples.signature(secret, body).encode() + b"\t" + body + b"\n" for body in bodies)
+    )
     return file
 
 

@@ -15,6 +15,9 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import nats
+
+from bench import parts, processes, samples
+from bench.figures import Figure, Reading, median, progress, take_turns
 from hythe_cli.local.nats import NatsServer
 from hythe_cli.local.world import World
 from hythe_events import streams
@@ -22,9 +25,6 @@ from hythe_events.envelope import Cause
 from hythe_events.postgres import connect
 from hythe_events.store import Store
 from hythe_events.webhooks import Commit, WebhookReceived
-
-from bench import parts, processes, samples
-from bench.figures import Figure, Reading, median, progress, take_turns
 
 RATE = 200
 SECONDS = 8.0
@@ -40,7 +40,9 @@ EVENT = WebhookReceived(
     ref="refs/heads/main",
     before="2c26b46b" * 5,
     after="9f86d081" * 5,
-    commit=Commit(id="9f86d081" * 5, message="Round the ledger's totals once, at the end", author="Maren Vik"),
+    commit=Commit(
+        id="9f86d081" * 5, message="Round the ledger's totals once, at the end", author="Maren Vik"
+    ),
     sender="marenvik",
     changed_paths=("storefront/totals.py", "compose.yaml"),
     body_sha256="2c26b46b" * 8,
@@ -51,11 +53,14 @@ async def run(rounds: int) -> list[Figure]:
     async with parts.world() as world:
 
         async def drained() -> Reading:
-            async with parts.world() as another:  # whoever hears in `world` must not find this backlog before it
+            async with (
+                parts.world() as another
+            ):  # whoever hears in `world` must not find this backlog before it
                 return await _drain(another)
 
         got = await take_turns(
-            rounds, {"hythe": lambda: _delays(world), "hythe backlog": drained, "js.publish": _published_singly}
+            rounds,
+            {"hythe": lambda: _delays(world), "hythe backlog": drained, "js.publish": _published_singly},
         )
     heard, told, singly = got["hythe"], got["hythe backlog"], got["js.publish"]
     polling = f"polling every {POLL * 1000:.0f} ms"
@@ -63,7 +68,12 @@ async def run(rounds: int) -> list[Figure]:
         Figure("relay", "delay_p50", median(heard, "p50_ms"), polling, median(heard, "polled_p50_ms"), "ms"),
         Figure("relay", "delay_p99", median(heard, "p99_ms"), polling, median(heard, "polled_p99_ms"), "ms"),
         Figure(
-            "relay", "delay_to_append", median(heard, "p50_ms"), "append itself", median(heard, "append_p50_ms"), "ms"
+            "relay",
+            "delay_to_append",
+            median(heard, "p50_ms"),
+            "append itself",
+            median(heard, "append_p50_ms"),
+            "ms",
         ),
         Figure("relay", "sustained", median(told), "js.publish one by one", median(singly)),
     ]
@@ -117,7 +127,7 @@ async def _delays(world: World) -> Reading:
                 for number in range(round((SECONDS + WARM_UP) * RATE)):
                     await asyncio.sleep(max(0.0, began + number / RATE - clock()))
                     group.create_task(append())
-            while len(heard := _heard(log)) < len(returned) or polled.keys() < returned.keys():
+            while not returned.keys() <= (heard := _heard(log)).keys() & polled.keys():
                 await asyncio.sleep(0.05)
             polling.cancel()
     counted = list(returned)[round(WARM_UP * RATE) :]

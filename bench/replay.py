@@ -14,6 +14,9 @@ import sys
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from bench import ours, peers, provision, samples
+from bench.cluster import Cluster, running
+from bench.figures import Figure, median, progress, take_turns
 from hythe_events import streams
 from hythe_events.deploy import (
     DeployCompleted,
@@ -22,14 +25,11 @@ from hythe_events.deploy import (
     DeployStepCompleted,
     Manifest,
     RollbackRequested,
+    ServiceHealth,
 )
 from hythe_events.envelope import Cause
 from hythe_events.language import BlobRef, Event
 from hythe_events.store import Store
-
-from bench import ours, peers, provision, samples
-from bench.cluster import Cluster, running
-from bench.figures import Figure, median, progress, take_turns
 
 EVENTS = 1_000_000
 PER_STREAM = 100
@@ -111,27 +111,31 @@ def _deployment(deployment: UUID) -> list[Event]:
     """The 30 events of a rollback as the deploy service tells it, every step among them."""
     blob = BlobRef(key="sha256-" + "2c26b46b" * 8, size=412, sha256="2c26b46b" * 8)
     manifest = Manifest(services={}, compose=blob, compose_sha256=blob.sha256)
-    common = {"deployment": deployment, "stack": "shop"}
-    health = DeployHealthChecked.model_validate_json(samples.EVENT_JSON)
+    stack = "shop"
+    detail = "an image is here, by digest " + "." * 300
     steps = [
-        DeployStepCompleted(**common, step="pull", detail=f"image {n} is here " + "." * 300, seconds=0.25)
-        for n in range(26)
+        DeployStepCompleted(deployment=deployment, stack=stack, step="pull", detail=detail, seconds=0.25)
+        for _ in range(26)
     ]
     return [
         RollbackRequested(
-            **common, to=uuid4(), manifest=manifest, commit=None, asked_by="cli:bench", reason="bench"
-        ),
-        DeployStarted(**common, fence=7, replaces=None),
-        *steps,
-        health.model_copy(update=common),
-        DeployCompleted(
-            **common,
-            outcome="succeeded",
-            commit=None,
+            deployment=deployment,
+            stack=stack,
+            to=uuid4(),
             manifest=manifest,
-            replaced=None,
-            reason="it was asked for",
+            commit=None,
+            asked_by="cli:bench",
+            reason="bench",
         ),
+        DeployStarted(deployment=deployment, stack=stack, fence=7, replaces=None),
+        *steps,
+        DeployHealthChecked(
+            deployment=deployment,
+            stack=stack,
+            healthy=True,
+            services={"storefront": ServiceHealth(healthy=True, detail="healthy after 1.4 s")},
+        ),
+        DeployCompleted(deployment=deployment, stack=stack, outcome="succeeded", manifest=manifest),
     ]
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from hythe_cli.local.world import World
-from hythe_events.webhooks import CreateSource, SourceMade
-
 from bench import parts, processes, provision, receivers
 from bench.figures import Figure, Reading, Turn, median, take_turns
+from hythe_cli.local.world import World
+from hythe_events.webhooks import CreateSource, SourceMade
 
 SECONDS = 4
 
@@ -49,7 +48,9 @@ async def run(rounds: int) -> list[Figure]:
                     reading = await receivers.load(receiver, pushes, SECONDS)
                 kept = await _stored(world) - before
                 if kept < reading["requests"]:
-                    raise SystemExit(f"{reading['requests']:.0f} were answered 2xx, and only {kept} are in the log")
+                    raise SystemExit(
+                        f"{reading['requests']:.0f} were answered 2xx, and only {kept} are in the log"
+                    )
                 return reading
 
             return turn

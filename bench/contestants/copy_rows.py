@@ -46,7 +46,7 @@ async def append(dsn: str, table: str, sample: dict[str, str], seconds: float) -
     names = [column for column, _ in columns]
     template = [filling(column, kind, sample) for column, kind in columns]
     pos, version, stream, own_id = (names.index(column) for column in ("position", "version", "stream", "id"))
-    
+
     highest = 0
 
     async def one(_: int) -> None:
@@ -56,7 +56,12 @@ async def append(dsn: str, table: str, sample: dict[str, str], seconds: float) -
         rows = []
         for number in range(1, 101):
             row = template.copy()
-            row[pos], row[version], row[stream], row[own_id] = highest + number, number, in_stream, uuid.uuid4()
+            row[pos], row[version], row[stream], row[own_id] = (
+                highest + number,
+                number,
+                in_stream,
+                uuid.uuid4(),
+            )
             rows.append(row)
         await connection.copy_records_to_table(name, schema_name=schema or None, columns=names, records=rows)
         highest += 100

@@ -7,11 +7,11 @@ import json
 import time
 
 import uvloop
+
+from bench.contestants import stopwatch
 from hythe_events.decider import fold
 from hythe_events.deployment import Deployment, evolve
 from hythe_events.store import Store
-
-from bench.contestants import stopwatch
 
 
 async def whole_log(dsn: str, *, typed: bool) -> dict[str, float]:

@@ -9,12 +9,12 @@ import asyncio
 from uuid import UUID, uuid4
 
 import uvloop
-from hythe_events.deploy import DeployStepCompleted
-from hythe_events.envelope import Cause
-from hythe_events.store import Store
 
 from bench import samples
 from bench.contestants import stopwatch
+from hythe_events.deploy import DeployStepCompleted
+from hythe_events.envelope import Cause
+from hythe_events.store import Store
 
 
 async def append(dsn: str, clients: int, seconds: float, batch: int) -> dict[str, float]:

@@ -28,7 +28,9 @@ async def append(dsn: str, clients: int, seconds: float) -> dict[str, float]:
 
     async def one(number: int) -> None:
         version = versions[number]
-        await writes[number].fetchval(str(uuid.uuid4()), streams[number], samples.EVENT_TYPE, samples.EVENT_JSON, version)
+        await writes[number].fetchval(
+            str(uuid.uuid4()), streams[number], samples.EVENT_TYPE, samples.EVENT_JSON, version
+        )
         if version < 98:
             versions[number] = version + 1
         else:

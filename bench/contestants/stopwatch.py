@@ -45,7 +45,9 @@ def summary(times: Sequence[float], seconds: float, cpu: float, each: int = 1) -
     }
 
 
-async def tasks(one: Callable[[int], Awaitable[object]], clients: int, seconds: float, each: int = 1) -> dict[str, float]:
+async def tasks(
+    one: Callable[[int], Awaitable[object]], clients: int, seconds: float, each: int = 1
+) -> dict[str, float]:
     """`clients` tasks, each awaiting `one(its number)` again and again."""
     gc.collect()
     gc.freeze()

@@ -122,6 +122,25 @@ async def test_a_push_is_not_lost_with_the_bus(arena: Arena, stack: str) -> None
     await everything_is_right(scene)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["postgres", "nats"])
+async def test_a_push_survives_the_crash_of_a_server(arena: Arena, stack: str, part: str) -> None:
+    """P8: the database and the bus are processes too. Both are started again, and the work goes on."""
+    scene = arena.scene
+    app = await scene.add_app(stack, told_of_pushes=False)
+    commit = await scene.commit_first(app)
+    await app.work.push()
+    posted = asyncio.create_task(delivered(scene, app, commit))
+    async with asyncio.timeout(PATIENCE):
+        while not await arrived(scene, app):
+            await asyncio.sleep(0.02)
+    await scene.system.crash(part)
+    state = await posted
+    assert state.outcome == "succeeded", state.reason
+    assert await get(app.url) == HELLO
+    await everything_is_right(scene)
+
+
 @asynccontextmanager
 async def killed_at(arena: Arena, crash: Crash) -> AsyncIterator[None]:
     """Starts the services anew so that each is killed at the crash point; at the end, at least one was, and all run."""

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cyclopts
 import pytest
 
 from hythe_cli.__main__ import COMMANDS, run
@@ -106,3 +107,33 @@ def test_completion_scripts_know_the_commands() -> None:
 
     script = app.generate_completion(shell="bash")
     assert all(name in script for name in COMMANDS)
+
+
+def options(command: cyclopts.App) -> set[str]:
+    """Every option of a command, by its long name, but for those that all commands have."""
+    if command.default_command is None:
+        return set()
+    names = {name for argument in command.assemble_argument_collection() for name in argument.names}
+    positional = {
+        name
+        for argument in command.assemble_argument_collection()
+        if argument.index is not None
+        for name in argument.names
+    }
+    return {name for name in names - positional if name.startswith("--")} - {"--json", "--home"}
+
+
+def test_every_command_and_option_stands_in_the_manual() -> None:
+    """docs/cli.md is written by hand; this keeps it in step."""
+    from hythe_cli.__main__ import app
+
+    manual = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    missing = []
+    for name in COMMANDS:
+        command = app[name]
+        subcommands = [sub for sub in command if not sub.startswith("-")]
+        for words, one in [(name, command), *((f"{name} {sub}", command[sub]) for sub in subcommands)]:
+            if one.default_command is not None:
+                missing += [words] if f"`{words}" not in manual else []
+            missing += [f"{words} {option}" for option in options(one) if option not in manual]
+    assert not missing

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -410,6 +411,21 @@ async def test_an_engine_that_is_away_is_waited_for(town: Town) -> None:
         await town.heard(deployment)
     assert not (await town.state(deployment)).finished
     assert (await town.heard(deployment)).outcome == "succeeded"
+
+
+@pytest.mark.parametrize(("where", "finished"), [("render", True), ("up a", False)])
+async def test_an_engine_that_stays_away_ends_what_has_touched_nothing(
+    town: Town, where: str, finished: bool
+) -> None:
+    """Nothing waits for ever; but what may have been touched is made good, however long it takes."""
+    town.store = MemoryStore(clock=lambda: datetime.now(UTC) - timedelta(hours=1))
+    town.handlers = Handlers(town.store, town.blobs, town.ground, town.ground)
+    town.ground.breaks[where, 1] = DockerUnavailable()
+    deployment = await town.built("a")
+    with contextlib.suppress(DockerUnavailable):
+        await town.heard(deployment)
+    state = await town.state(deployment)
+    assert (state.finished, state.outcome) == (finished, "failed" if finished else None)
 
 
 async def test_an_older_deployment_is_never_applied_after_a_newer_one(town: Town) -> None:

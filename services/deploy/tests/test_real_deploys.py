@@ -244,8 +244,7 @@ async def test_an_image_that_cannot_be_had_fails_before_anything_is_touched(yard
         ),
         ("services: {web: {build: ., use_api_socket: true}}", "services.web.use_api_socket"),
         (
-            "{services: {web: {build: ., volumes: ['vol:/v']}}, volumes: "
-            "{vol: {driver_opts: {type: none, o: bind, device: /}}}}",
+            DISGUISED_BIND,
             "volumes.vol.driver_opts",
         ),
         ("services: {web: {build: ., network_mode: host}}", "services.web.network_mode"),

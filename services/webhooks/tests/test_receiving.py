@@ -7,12 +7,15 @@ import json
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from hythe_events import streams
 from hythe_events.errors import StoreUnavailable
 from hythe_events.secrets import MasterKeys, Secrets
+from hythe_events.telemetry import setup
 from hythe_events.testing import MemoryKeys, MemoryStore
 from hythe_events.webhooks import DeliveryIgnored, SwitchSource, WebhookReceived
+from hythe_webhooks.settings import WebhooksSettings
 from hythe_webhooks.testing import Receiver, because, opened, sign
 
 DELIVERY = "0b989ba4-242f-11e5-81e1-c7b6966d2516"
@@ -93,6 +96,52 @@ async def test_an_unknown_source_is_answered_as_a_wrong_signature_is(
     assert wrong.body == unknown.body == missing.body
     assert list(wrong.headers) == list(unknown.headers) == list(missing.headers)
     assert len(await receiver.store.read_all(0)) == 1
+
+
+async def test_an_unknown_source_costs_what_a_wrong_signature_costs(push_body: bytes) -> None:
+    """WH6: both are looked up as often and compared as often; only noise is left to measure."""
+
+    class Counted(MemoryStore):
+        reads = 0
+
+        async def read(self, *args: Any, **kwargs: Any) -> Any:
+            self.reads += 1
+            return await super().read(*args, **kwargs)
+
+    store = Counted("webhooks")
+    async with opened(store, clock=lambda: 0.0) as receiver:
+        await receiver.create()
+        costs = []
+        for source in ("ferry", "nobody"):
+            store.reads = 0
+            for _ in range(10):
+                wrong = sign(push_body, "not the secret")
+                await receiver.post(
+                    push_body, path=f"/api/webhooks/github/{source}", X_Hub_Signature_256=wrong
+                )
+            costs.append(store.reads)
+        assert costs == [1, 1]
+
+
+async def test_the_event_belongs_to_the_trace_of_its_request(push_body: bytes) -> None:
+    """One trace from the HTTP request to the deployment: the event hands it on."""
+    exporter = InMemorySpanExporter()
+    telemetry = setup("webhooks", WebhooksSettings(), exporter=exporter)
+    try:
+        async with opened(telemetry=telemetry) as receiver:
+            await receiver.create()
+            await receiver.post(push_body)
+            [event] = await receiver.store.read(streams.delivery("ferry", DELIVERY))
+        [span] = exporter.get_finished_spans()
+        assert span.context is not None
+        assert event.traceparent.startswith(f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-")
+        assert span.attributes is not None
+        assert span.attributes["http.response.status_code"] == 202
+        assert (
+            b'hythe_webhooks_answered_total{service="webhooks",status="202"} 1.0' in telemetry.metrics_text()
+        )
+    finally:
+        await telemetry.close()
 
 
 async def test_a_source_of_another_forge_is_an_unknown_source(receiver: Receiver, push_body: bytes) -> None:

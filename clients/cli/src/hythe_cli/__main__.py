@@ -62,6 +62,11 @@ COMMANDS = {
         "Check format, lint, types, import contracts, fast tests, locked packages.",
     ),
     "test": ("hythe_cli.checks:test", WORK, "Run every test, on the real parts; arguments go on to pytest."),
+    "bench": (
+        "hythe_cli.benches:bench",
+        WORK,
+        "Measure Hythe beside its peers; arguments go on to the bench.",
+    ),
     "doctor": ("hythe_cli.doctor:doctor", WORK, "Say what this machine lacks, and how to mend it."),
 }
 for name, (where, group, summary) in COMMANDS.items():

@@ -142,7 +142,8 @@ def _simulated(tokens: Sequence[_Token], path: str) -> bool:
     """
 
     def reached(places: set[tuple[int, bool]]) -> set[tuple[int, bool]]:
-        for place, inside in tuple(places):
+        for start, inside in tuple(places):
+            place = start
             while not inside and place < len(tokens) and tokens[place].kind != "one":
                 if tokens[place].kind == "folders":
                     places.add((place, True))

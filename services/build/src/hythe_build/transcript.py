@@ -30,8 +30,8 @@ class Transcript:
         """A line of the build's output; it must hold no line end."""
         if self._left_out:
             return
-        for start in range(0, max(len(line), 1), PIECE):
-            whole = b"%s | %s" % (service.encode(), line[start : start + PIECE])
+        for piece in _pieces(line):
+            whole = b"%s | %s" % (service.encode(), piece)
             if len(self._kept) + len(whole) >= LIMIT:
                 self._left_out = True
                 await self._write(LEFT_OUT)
@@ -61,25 +61,25 @@ class Lines:
     def feed(self, chunk: bytes) -> list[bytes]:
         """The lines that `chunk` completes. A line longer than `PIECE` comes in pieces."""
         *ended, rest = chunk.split(b"\n")
-        lines = []
+        lines: list[bytes] = []
         for end in ended:
-            lines.append(b"".join((*self._parts, end)).removesuffix(b"\r"))
-            self._parts.clear()
-            self._size = 0
+            lines += _pieces(b"".join((*self._parts, end)).removesuffix(b"\r"))
+            self._parts, self._size = [], 0
         if rest:
             self._parts.append(rest)
             self._size += len(rest)
-            if self._size >= PIECE:
-                whole = b"".join(self._parts)
-                cut = len(whole) - len(whole) % PIECE
-                lines.extend(whole[start : start + PIECE] for start in range(0, cut, PIECE))
-                self._parts = [whole[cut:]] if cut < len(whole) else []
-                self._size = len(whole) - cut
+        if self._size > PIECE:
+            *pieces, last = _pieces(b"".join(self._parts))
+            lines += pieces
+            self._parts, self._size = [last], len(last)
         return lines
 
     def end(self) -> list[bytes]:
         """What is left when the stream ends without a line end."""
         rest = b"".join(self._parts)
-        self._parts.clear()
-        self._size = 0
+        self._parts, self._size = [], 0
         return [rest] if rest else []
+
+
+def _pieces(line: bytes) -> list[bytes]:
+    return [line[start : start + PIECE] for start in range(0, max(len(line), 1), PIECE)]

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
@@ -25,7 +26,7 @@ from hythe_deploy.compose import Model
 from hythe_deploy.deployment import BeginRestore, Complete, Done, OpenRollback, Record, Start
 from hythe_deploy.lease import Hold, LeaseKept, Superseded
 from hythe_deploy.stack import GiveGrants, GoLive, Live, PutBack, Stack
-from hythe_deploy.stacks import DeployFailed, Pinned, Release, Unhealthy
+from hythe_deploy.stacks import DeployFailed, DockerUnavailable, Pinned, Release, Unhealthy
 from hythe_events import streams, telemetry
 from hythe_events.blobs import BlobStore
 from hythe_events.build import BuildFinished, Image
@@ -40,6 +41,9 @@ from hythe_events.language import Event
 from hythe_events.log import Done as Appended
 
 ME = "hythe:deploy"
+
+PATIENCE = timedelta(minutes=10)
+"""How long an engine that does not answer is waited for, while nothing has been touched yet."""
 
 
 class Work(Protocol):
@@ -175,6 +179,11 @@ class Handlers:
         except Superseded:
             await self._say(heard, Complete("superseded", "a later request for this stack was started first"))
         except LeaseKept as error:
+            await self._say(heard, Complete("failed", str(error)))
+        except DockerUnavailable as error:
+            state = fold(evolve, await self._store.read(heard.stream), Deployment())
+            if _settled(state) or datetime.now(UTC) - heard.at < PATIENCE:
+                raise
             await self._say(heard, Complete("failed", str(error)))
 
     async def _deploy_under(self, hold: Hold, heard: Envelope[Event]) -> None:

@@ -16,6 +16,7 @@ from typing import Protocol
 from uuid import UUID
 
 from aiohttp.web import BaseRequest
+from prometheus_client import Counter
 
 from hythe_events import streams
 from hythe_events.decider import fold
@@ -34,6 +35,8 @@ from hythe_webhooks.rate import Bucket
 from hythe_webhooks.server import Body
 from hythe_webhooks.settings import WebhooksSettings
 from hythe_webhooks.sources import Sources
+
+_SPAN = {"http.request.method": "POST", "http.route": "/api/webhooks"}
 
 
 class Log(Protocol):
@@ -78,13 +81,18 @@ class Webhooks:
         self._body = body
         self._rate, self._burst = settings.rate, settings.burst
         self._buckets: dict[str, Bucket] = {}
-        counted = telemetry.counter("hythe_webhooks", "Requests, by what was answered.", "status")
-        self._counted = {status: counted.labels("webhooks", str(status)) for status in range(200, 504)}
+        self._answered = telemetry.counter(
+            "hythe_webhooks_answered", "Requests, by the status of the answer.", "status"
+        )
+        self._by_status: dict[int, Counter] = {}
 
     async def receive(self, request: BaseRequest) -> Answer:
         """The answer to `request`; errors of ours are answers too."""
         answer = await self._answer(request)
-        self._counted[answer.status].inc()
+        counted = self._by_status.get(answer.status)
+        if counted is None:
+            counted = self._by_status[answer.status] = self._answered.labels("webhooks", str(answer.status))
+        counted.inc()
         return answer
 
     async def _answer(self, request: BaseRequest) -> Answer:
@@ -98,8 +106,10 @@ class Webhooks:
         if isinstance(body, Answer):
             return body
         try:
-            with self._telemetry.span("POST /api/webhooks", kind="server"):
-                return await self._deliver(forge, source, request.headers, body)
+            with self._telemetry.span("POST /api/webhooks", kind="server", attributes=_SPAN) as span:
+                answer = await self._deliver(forge, source, request.headers, body)
+                span.set("http.response.status_code", answer.status)
+                return answer
         except NotAuthentic:
             return answers.not_authentic(forge.SIGNATURE)
         except HytheError as error:

@@ -27,6 +27,9 @@ from hythe_webhooks.settings import WebhooksSettings
 LINGER = 10.0
 """Seconds for which the rest of a body is read and thrown away, so that who sends it can read our answer."""
 BACKLOG = 1024
+MOST_IN_A_LINE = 4096
+MOST_HEADERS = 64
+"""Bytes of a request's longest line, and how many headers it may have. GitHub sends fifteen, proxies add some."""
 GC_THRESHOLD = 50_000
 """New objects between two collections. A request leaves no cycles; collecting often only costs time."""
 
@@ -169,6 +172,9 @@ class _Server(web.Server):
         super().__init__(
             handle,
             access_log=None,
+            max_line_size=MOST_IN_A_LINE,
+            max_field_size=MOST_IN_A_LINE,
+            max_headers=MOST_HEADERS,
             auto_decompress=False,
             keepalive_timeout=settings.idle_seconds,
             lingering_time=min(LINGER, settings.body_seconds),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -104,13 +105,19 @@ class Receiver:
 
 
 @asynccontextmanager
-async def opened(store: Any = None, seals: Secrets | None = None, **settings: Any) -> AsyncIterator[Receiver]:
+async def opened(
+    store: Any = None,
+    seals: Secrets | None = None,
+    telemetry: Telemetry | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    **settings: Any,
+) -> AsyncIterator[Receiver]:
     """A receiver on a free port; on the store in memory unless another one is given."""
     told = WebhooksSettings(port=0, grace=0.2, **settings)
     store = MemoryStore("webhooks") if store is None else store
     secrets = seals or Secrets(MemoryKeys(), lambda: MasterKeys(b"m" * 32))
-    sources = Sources(store, secrets)
-    webhooks = Webhooks(store, secrets, sources, Telemetry("webhooks", None), Body(told), told)
+    sources = Sources(store, secrets, clock=clock)
+    webhooks = Webhooks(store, secrets, sources, telemetry or Telemetry("webhooks", None), Body(told), told)
     async with AsyncExitStack() as stack:
         bound = stack.enter_context(listening_socket(told))
         port = bound.getsockname()[1]

@@ -23,7 +23,7 @@ Told = WebhookReceived | DeliveryIgnored
 
 MESSAGE_LENGTH = 20_000
 LINE_LENGTH = 2_000
-PATHS_LENGTH = 200_000
+PATHS_LENGTH = 100_000
 """Characters of all changed paths together; an event has to fit on the bus, and without paths every stack is concerned."""
 
 _PRINTABLE = re.compile(r"[\x21-\x7e]{1,200}")
