@@ -5,7 +5,9 @@ from pathlib import Path
 import cyclopts
 import pytest
 
+from hythe_cli import asking
 from hythe_cli.__main__ import COMMANDS, run
+from hythe_events.installation import Vault
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +94,20 @@ def test_a_bus_elsewhere_needs_its_key_named(
     monkeypatch.setenv("HYTHE_NATS_URL", "nats://127.0.0.1:1")
     assert run(["history"]) == 3
     assert "HYTHE_NATS_SEED_FILE" in lines(capsys)[0]
+
+
+def test_a_bus_that_does_not_answer_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command is no service: it says so within seconds, where the driver would try for ever."""
+    monkeypatch.setattr(asking, "CONNECTING", 0.5)
+    seed = tmp_path / "nats_seed"
+    Vault(tmp_path / "secrets").fill()
+    seed.write_text((tmp_path / "secrets" / "client" / "nats_seed").read_text())
+    monkeypatch.setenv("HYTHE_NATS_URL", "nats://127.0.0.1:1")
+    monkeypatch.setenv("HYTHE_NATS_SEED_FILE", str(seed))
+    assert run(["history"]) == 4
+    assert "nats://127.0.0.1:1 does not answer" in lines(capsys)[0]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

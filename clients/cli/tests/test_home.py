@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hythe_cli.home import Home, Place, default_home
+from hythe_cli.local.processes import only_us
 from hythe_events.access import SERVICES, nats_authorization
 from hythe_events.errors import Misconfigured
 from hythe_events.installation import RELAYS
@@ -87,18 +88,19 @@ def test_a_running_hythe_is_found_by_its_folder(tmp_path: Path) -> None:
         started_at=datetime.now(UTC),
         health={"git": "http://127.0.0.1:1"},
     )
-    home.tell_place(place)
-    assert home.place() == place
-    assert "SU" not in (home.directory / "system.json").read_text()
-    home.forget_place()
-    assert home.place() is None
+    with only_us(home.directory):
+        home.tell_place(place)
+        assert home.place() == place
+        assert "SU" not in (home.directory / "system.json").read_text()
+    assert home.place() is None, "whoever wrote it is gone"
 
 
 def test_a_torn_place_is_no_place(tmp_path: Path) -> None:
     """A file from another version, or half of one, must not crash every command."""
     home = Home(tmp_path)
     (tmp_path / "system.json").write_text('{"pid": ')
-    assert home.place() is None
+    with only_us(tmp_path):
+        assert home.place() is None
 
 
 @pytest.mark.parametrize(

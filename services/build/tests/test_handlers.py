@@ -56,8 +56,9 @@ class FakeImages:
     ) -> Image:
         self.labels.append(labels)
         await say(b"[1/1] FROM x")
-        self.begun.set()
         try:
+            if len(self.labels) == 2:  # both services of FILES
+                self.begun.set()
             if self.instead is not None:
                 await self.instead(wanted)
         except asyncio.CancelledError:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import hashlib
+import io
 import json
+import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from aiohttp import web
 
 from hythe_build.images import BuildFailed, EngineUnavailable, Images
 
@@ -200,6 +205,115 @@ async def test_a_context_of_many_megabytes_is_sent_as_it_is(bench: Any, docker: 
     big = uuid4().bytes * 2_000_000
     image = await bench.build({"Dockerfile": "FROM scratch\nCOPY big /\n", "big": big})
     assert (await docker.files(image.digest))["big"] == big
+
+
+# -- base images from a registry
+
+
+@asynccontextmanager
+async def registry(name: str) -> AsyncIterator[str]:
+    """A registry on this machine that asks for a token, as Docker Hub does; it holds `<name>:1`, one file `/base`."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        file = tarfile.TarInfo("base")
+        file.size = len(name)
+        archive.addfile(file, io.BytesIO(name.encode()))
+    unpacked = layer.getvalue()
+    packed = gzip.compress(unpacked)
+
+    def digest(content: bytes) -> str:
+        return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+    rootfs = {"type": "layers", "diff_ids": [digest(unpacked)]}
+    config = json.dumps({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}).encode()
+    kind = "application/vnd.docker.distribution.manifest.v2+json"
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": kind,
+            "config": {
+                "mediaType": "application/vnd.docker.container.image.v1+json",
+                "size": len(config),
+                "digest": digest(config),
+            },
+            "layers": [
+                {
+                    "mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip",
+                    "size": len(packed),
+                    "digest": digest(packed),
+                }
+            ],
+        }
+    ).encode()
+    blobs = {digest(content): content for content in (config, packed)}
+
+    async def answer_it(request: web.Request) -> web.Response:
+        if request.path == "/token":
+            return web.json_response({"token": "let-me-in", "expires_in": 300})
+        if request.headers.get("Authorization") != "Bearer let-me-in":
+            realm = (
+                f'Bearer realm="http://{request.host}/token",service="test",scope="repository:{name}:pull"'
+            )
+            return web.Response(status=401, headers={"WWW-Authenticate": realm})
+        what = request.path.rsplit("/", 1)[-1]
+        if "/manifests/" in request.path and what in {"1", digest(manifest)}:
+            return web.Response(
+                body=manifest, content_type=kind, headers={"Docker-Content-Digest": digest(manifest)}
+            )
+        if what in blobs:
+            return web.Response(body=blobs[what], content_type="application/octet-stream")
+        return web.Response(status=200 if request.path == "/v2/" else 404)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer_it)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("more", ["", "RUN --mount=type=cache,target=/x true\n"])
+async def test_a_base_image_is_pulled_from_a_registry_that_asks_for_a_token(
+    bench: Any, docker: Any, more: str
+) -> None:
+    """Docker Hub does, even for public images, and BuildKit without a session has no way to ask for one."""
+    name = f"hythe-test-build-{unique()[:8]}"
+    stage = f"FROM {BASE} AS tools\n{more}FROM %s\nCOPY page /\n"
+    async with registry(name) as host:
+        image = f"{host}/{name}:1"
+        if more and not bench.images._buildkit:
+            with pytest.raises(BuildFailed, match="web: "):
+                await bench.build({"Dockerfile": stage % image, "page": unique()})
+            return
+        built = await bench.build({"Dockerfile": stage % image, "page": unique()})
+    assert (await docker.files(built.digest))["base"] == name.encode()
+    assert any(b"Pulling from" in line for line in bench.lines)
+    await docker.remove(image)
+
+
+async def test_base_images_are_pulled_anew_where_the_compose_file_says_so(bench: Any, docker: Any) -> None:
+    """`pull: true` asks the registry even when the image is there."""
+    name = f"hythe-test-build-{unique()[:8]}"
+    async with registry(name) as host:
+        image = f"{host}/{name}:1"
+        for _ in range(2):
+            await bench.build({"Dockerfile": f"FROM {image}\nCOPY page /\n", "page": unique()}, pull=True)
+    with pytest.raises(BuildFailed):
+        await bench.build({"Dockerfile": f"FROM {image}\nCOPY page /\n", "page": unique()}, pull=True)
+    await docker.remove(image)
+
+
+async def test_a_dockerfile_that_names_dockers_frontend_is_built_where_nothing_can_be_pulled(
+    bench: Any,
+) -> None:
+    """Many begin with that line and need nothing of it."""
+    await bench.build(
+        {"Dockerfile": "# syntax=docker/dockerfile:99\nFROM scratch\nCOPY page /\n", "page": unique()}
+    )
 
 
 # -- an engine that misbehaves: a real unix socket in front of the real engine

@@ -100,7 +100,8 @@ class Yard:
     store: MemoryStore = field(default_factory=MemoryStore)
     blobs: MemoryBlobs = field(default_factory=MemoryBlobs)
     leases: LeasesInMemory = field(default_factory=LeasesInMemory)
-    images: set[str] = field(default_factory=set)
+    images: dict[str, Image] = field(default_factory=dict)
+    """Those that were made before: one is made once per session."""
 
     def __post_init__(self) -> None:
         self.handlers = Handlers(self.store, self.blobs, Stacks(self.settings), self.leases)
@@ -121,17 +122,21 @@ class Yard:
             "FROM scratch\nCOPY busybox /bin/busybox\nCOPY index.html /www/index.html\n"
             f"CMD {json.dumps(['/bin/busybox', *argv])}\n"
         )
-        reference = f"{self.prefix}-{hashlib.sha256((word + command).encode()).hexdigest()[:12]}"
-        context = archive(
-            {"Dockerfile": dockerfile.encode(), "busybox": self.busybox, "index.html": word.encode()},
-            executable={"busybox"},
-        )
-        await self.docker.images.build(
-            fileobj=io.BytesIO(context), encoding="identity", tag=reference, labels={"test": self.prefix}
-        )
-        self.images.add(reference)
-        shown = await self.docker.images.inspect(reference)
-        return Image(reference=reference, digest=shown["Id"])
+        reference = f"hd-{hashlib.sha256((word + command).encode()).hexdigest()[:16]}"
+        if reference not in self.images:
+            context = archive(
+                {"Dockerfile": dockerfile.encode(), "busybox": self.busybox, "index.html": word.encode()},
+                executable={"busybox"},
+            )
+            await self.docker.images.build(fileobj=io.BytesIO(context), encoding="identity", tag=reference)
+            shown = await self.docker.images.inspect(reference)
+            self.images[reference] = Image(reference=reference, digest=shown["Id"])
+        return self.images[reference]
+
+    async def forget(self, image: Image) -> None:
+        """Removes an image from the engine with all its names."""
+        await self.docker.images.delete(image.digest, force=True)
+        del self.images[image.reference]
 
     async def deploy(
         self,
@@ -219,8 +224,8 @@ class Yard:
             if self.prefix in volume["Name"]:
                 with contextlib.suppress(DockerError):
                     await (await volumes.get(volume["Name"])).delete()
-        for image in await self.docker.images.list():
-            for tag in image["RepoTags"] or ():
+        for image in self.images.values():
+            for tag in (await self.docker.images.inspect(image.digest))["RepoTags"]:
                 if self.prefix in tag:
                     with contextlib.suppress(DockerError):
                         await self.docker.images.delete(tag, force=True)
@@ -243,13 +248,25 @@ async def busybox() -> bytes:
     return await asyncio.to_thread(path.read_bytes)
 
 
+@pytest_asyncio.fixture(scope="session")
+async def images(docker_engine: Engine) -> AsyncIterator[dict[str, Image]]:
+    made: dict[str, Image] = {}
+    yield made
+    async with aiodocker.Docker(docker_engine.host) as docker:
+        for image in made.values():
+            with contextlib.suppress(DockerError):
+                await docker.images.delete(image.digest, force=True)
+
+
 @pytest_asyncio.fixture
-async def yard(docker_engine: Engine, busybox: bytes, tmp_path: Path) -> AsyncIterator[Yard]:
+async def yard(
+    docker_engine: Engine, busybox: bytes, images: dict[str, Image], tmp_path: Path
+) -> AsyncIterator[Yard]:
     settings = DeploySettings(
         stacks_dir=tmp_path / "stacks", docker_host=docker_engine.host, settle=0.5, deadline=20, relay=False
     )
     async with aiodocker.Docker(docker_engine.host) as docker:
-        made = Yard(docker, busybox, settings, f"hd{new_id().hex[-8:]}")
+        made = Yard(docker, busybox, settings, f"hd{new_id().hex[-8:]}", images=images)
         yield made
         await made.clean()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hythe_deploy.handlers import Handlers
-from hythe_deploy.stacks import KEPT, Stacks
+from hythe_deploy.lease import Child
+from hythe_deploy.stacks import KEPT, SCRATCH, Stacks
 from hythe_events.deploy import GrantStack, Rollback
 from hythe_events.envelope import Cause
 from hythe_events.errors import Refused
@@ -200,10 +202,10 @@ async def test_a_changed_file_makes_a_new_container(yard: Yard) -> None:
 
 async def test_a_rollback_to_a_missing_image_is_refused_up_front(yard: Yard, healthy: str) -> None:
     """RB2: somebody pruned it after all; the answer names it, and what runs is not touched."""
-    one, two = await yard.image("one"), await yard.image("two")
+    one, two = await yard.image("will be gone"), await yard.image("two")
     await yard.deploy("shop", web(healthy), {"web": one})
     await yard.deploy("shop", web(healthy), {"web": two})
-    await yard.docker.images.delete(one.digest, force=True)
+    await yard.forget(one)
     with pytest.raises(
         Refused, match=f"the image of service web .{one.reference}, {one.digest[:19]}. is gone"
     ):
@@ -265,8 +267,7 @@ async def test_what_is_refused_is_refused_before_anything_is_touched(
     yard: Yard, compose: str, says: str
 ) -> None:
     """On the fully rendered model, whatever the syntax; the reason names the place (CO1-CO4, CO6, CO10)."""
-    image = await yard.image("one")
-    ended = await yard.deploy("shop", compose, {"web": image})
+    ended = await yard.deploy("shop", compose)
     assert ended.outcome == "failed"
     assert says in (ended.reason or "")
     assert "hythe-deploy-" not in (ended.reason or "")
@@ -357,6 +358,20 @@ async def test_nothing_is_left_lying_about(yard: Yard, healthy: str) -> None:
     assert await yard.leftovers() == []
     containers = await yard.containers("shop")
     assert len(containers) == 1
+
+
+async def test_what_a_killed_process_left_is_removed(yard: Yard) -> None:
+    """Its scratch folder holds a source; one of a process that lives is left alone."""
+    scratch = Path(tempfile.gettempdir())
+    dead, alive = (
+        scratch / f"{SCRATCH}4194305-1-x",
+        scratch / f"{SCRATCH}{os.getpid()}-{Child.of(os.getpid()).started}-x",
+    )
+    for folder in (dead, alive):
+        folder.mkdir()
+    await yard.deploy("shop", "services: [")
+    assert (dead.exists(), alive.exists()) == (False, True)
+    alive.rmdir()
 
 
 async def test_a_message_that_comes_again_after_success_does_nothing(yard: Yard, healthy: str) -> None:

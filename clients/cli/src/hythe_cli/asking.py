@@ -6,6 +6,7 @@ place into `system.json` in `HYTHE_HOME`.
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import json
 import os
@@ -30,6 +31,8 @@ from hythe_events.language import Event
 from hythe_events.log import Page, Rows
 
 PAGE = 500
+CONNECTING = 5.0
+"""Seconds that the bus may take to answer."""
 
 HomeFolder = Annotated[
     Path | None,
@@ -71,11 +74,10 @@ async def running_hythe(home: Path | None = None) -> AsyncIterator[Bus]:
         raise Misconfigured(f"the key {seed_file} cannot be read: {error.strerror}") from error
     opened = AsyncExitStack()
     try:
-        bus = await opened.enter_async_context(Bus.open(url, "client", seed))
-    except BusUnavailable as error:
-        if os.environ.get("HYTHE_NATS_URL"):
-            raise
-        raise NotRunning from error
+        async with asyncio.timeout(CONNECTING):
+            bus = await opened.enter_async_context(Bus.open(url, "client", seed))
+    except (BusUnavailable, TimeoutError) as error:
+        raise BusUnavailable(f"the bus at {url} does not answer: check that Hythe runs there") from error
     async with opened:
         yield bus
 

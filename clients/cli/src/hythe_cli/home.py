@@ -15,6 +15,7 @@ What is in `secrets`, and how it is made, stands in hythe_events.installation. S
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from dataclasses import dataclass
@@ -128,6 +129,17 @@ class Home:
         """Use the same folder next time, whatever has become of our rights by then."""
         write_whole(self._stacks_file, f"{folder}\n")
 
+    def _is_held(self) -> bool:
+        """Whether a process holds the folder. The kernel knows, whatever files were left behind."""
+        try:
+            with (self.directory / "in-use").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     @property
     def _stacks_file(self) -> Path:
         return self.directory / "stacks-dir"
@@ -147,7 +159,7 @@ class Home:
         """Where this Hythe runs; None when it does not, or its last words cannot be read."""
         try:
             held: dict[str, Any] = json.loads((self.directory / "system.json").read_text())
-            return Place(
+            place = Place(
                 pid=int(held["pid"]),
                 nats_url=held["nats_url"],
                 seed_file=Path(held["seed_file"]),
@@ -158,3 +170,5 @@ class Home:
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        # Who was killed could not take back what it had written.
+        return place if self._is_held() else None

@@ -47,10 +47,11 @@ def main(words: Sequence[str] | None = None) -> int:
 def ailing(url: str, writable: Sequence[Path] = ()) -> str | None:
     """Why a service is not healthy, in one line; None when it is ready and may write to every path of `writable`."""
     for path in writable:
-        if not path.exists():
-            return f"{path} is not there"
-        if not os.access(path, os.W_OK):
+        try:
             owner = path.stat()
+        except OSError as error:
+            return f"{path} cannot be reached: {error.strerror}"
+        if not os.access(path, os.W_OK):
             return (
                 f"{path} may not be written by user {os.geteuid()}, groups {sorted({os.getegid(), *os.getgroups()})}: "
                 f"it belongs to user {owner.st_uid}, group {owner.st_gid}"

@@ -170,10 +170,8 @@ class Bus:
             yield cls(client, user)
         finally:
             with suppress(*_DRIVER_ERRORS):
-                async with asyncio.timeout(3):
-                    await client.drain()
-            if not client.is_closed:
-                await client.close()
+                await client.flush(timeout=2)  # what was said goes out; nobody is fetching any more
+            await client.close()
 
     @property
     def connected(self) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ BATCH = 1000
 """Events per transaction."""
 PASSES = 3
 """How often a rebuild catches up with the log before it does so for the last time, while the live model waits."""
+RESTS, LONGEST_REST = 4, 1.0
+"""After a batch a model rests four times as long as it worked, and never longer than this many seconds: in a flood it
+applies large batches now and then, instead of one event at a time, and leaves the processor to what cannot wait."""
 STANDBY = 0.5
 """Seconds between two looks of a process that finds another one applying."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
@@ -187,8 +191,10 @@ class Projector:
             try:
                 if not follower.ready:
                     await self._set_up(follower)
+                began = time.monotonic()
                 if await self._step(follower):
                     follower.trouble, pause = None, FIRST_PAUSE
+                    await asyncio.sleep(min(RESTS * (time.monotonic() - began), LONGEST_REST))
                     await self._store.beyond(follower.position)
                 else:
                     await asyncio.sleep(STANDBY)

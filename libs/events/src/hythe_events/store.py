@@ -38,17 +38,12 @@ from hythe_events.postgres import (
 )
 from hythe_events.telemetry import current_traceparent
 
-LANES = 2
-"""Connections that append. While Postgres works for one, this process prepares and answers the other's callers."""
-LANE_FULL = 16
-"""From so many waiting appends on, a lane leaves the half of them to one that idles."""
 BATCH_EVENTS = 512
 BATCH_BYTES = 4 * 1024 * 1024
 DOORBELL = "hythe_log"
-DOORBELL_GAP = 0.001
-"""Seconds between two rings: under load readers are awake anyway, and each ring takes a lock of the whole server."""
 
-_APPEND = "select * from log.append_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+_APPEND = "select * from log.append_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+_APPEND_ONE = "select * from log.append_event($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 _COLUMNS = "id, stream, version, position, type, data, at, correlation, causation, actor, trace, hash, schema"
 
 
@@ -105,12 +100,10 @@ class Store:
         self._pool = pool
         self._waiting: list[_Append] = []
         self._wanted = asyncio.Event()
-        self._working = 0
         self._committed = 0
-        self._bell_wanted = asyncio.Event()
         self._arrived = asyncio.Event()
         self._closing = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._writer: asyncio.Task[None] | None = None
         self._listener: Connection | None = None
 
     @classmethod
@@ -118,10 +111,7 @@ class Store:
     async def open(cls, dsn: str, *, readers: int = 4) -> AsyncIterator[Store]:
         """Opens the store at `dsn`, which names role and password. Raises StoreUnavailable, Misconfigured."""
         store = cls(dsn, await open_pool(dsn, size=readers))
-        store._tasks = [
-            *(asyncio.create_task(store._write()) for _ in range(LANES)),
-            asyncio.create_task(store._ring()),
-        ]
+        store._writer = asyncio.create_task(store._write())
         try:
             yield store
         finally:
@@ -176,7 +166,6 @@ class Store:
                 if not batch:
                     self._wanted.clear()
                     continue
-                self._working += 1
                 try:
                     if connection is None or connection.is_closed():
                         connection = await connect(self._dsn, application="hythe store")
@@ -189,8 +178,6 @@ class Store:
                 except asyncio.CancelledError:
                     self._fail(batch, StoreUnavailable("the event store is closed"))
                     raise
-                finally:
-                    self._working -= 1
         finally:
             self._fail(self._waiting, StoreUnavailable("the event store is closed"))
             if connection is not None:
@@ -200,9 +187,6 @@ class Store:
         """What waits, oldest first, at most one append per stream and not more than a batch holds."""
         if len(self._waiting) == 1:
             return [self._waiting.pop()]
-        most = len(self._waiting)
-        if self._working == 0 and most >= LANE_FULL:
-            most //= 2
         batch: list[_Append] = []
         later: list[_Append] = []
         streams: set[str] = set()
@@ -226,20 +210,17 @@ class Store:
         await crash_point("W5")
         try:
             async with our_errors():
-                rows = await connection.fetch(_APPEND, *_arrays(batch))
+                rows = await _appended(connection, batch)
         except UniqueViolationError as error:
             await self._one_by_one(connection, batch, error)
             return
         except HytheError as error:
             if len(batch) == 1 or isinstance(error, StoreUnavailable):
                 raise
-            await self._one_by_one(
-                connection, batch, error
-            )  # one of them is at fault: let only that one fail
+            await self._one_by_one(connection, batch, error)  # let only the one at fault fail
             return
         await crash_point("W6")
-        for wanted, row in zip(batch, rows, strict=True):
-            verdict, version, position, at, links = row
+        for wanted, (verdict, version, position, at, links) in zip(batch, rows, strict=True):
             if wanted.answer.done():  # its caller has gone
                 continue
             if verdict == "appended":
@@ -249,7 +230,6 @@ class Store:
                 wanted.answer.set_result(await self._known(connection, wanted))
             else:
                 wanted.answer.set_exception(VersionConflict(wanted.stream, wanted.expected or 0, version))
-        self._bell_wanted.set()
         self._arrived.set()
 
     async def _one_by_one(self, connection: Connection, batch: list[_Append], error: Exception) -> None:
@@ -398,15 +378,6 @@ class Store:
 
     # -- the doorbell
 
-    async def _ring(self) -> None:
-        while True:
-            await self._bell_wanted.wait()
-            self._bell_wanted.clear()
-            with suppress(HytheError):  # nobody depends on it: every reader also looks by itself
-                async with our_errors(), self._pool.acquire() as connection:
-                    await connection.execute(f"select pg_notify('{DOORBELL}', '{self._committed}')")
-            await asyncio.sleep(DOORBELL_GAP)
-
     async def _listen(self) -> None:
         if self._listener is not None and not self._listener.is_closed():
             return
@@ -421,16 +392,46 @@ class Store:
     async def _close(self) -> None:
         self._closing = True
         self._wanted.set()
-        *writers, _ringer = self._tasks
-        try:
-            await asyncio.wait(writers, timeout=10)
-        finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            if self._listener is not None:
-                self._listener.terminate()
-            self._pool.terminate()
+        if self._writer is not None:
+            await asyncio.wait([self._writer], timeout=10)
+            self._writer.cancel()
+            await asyncio.gather(self._writer, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.terminate()
+        self._pool.terminate()
+
+
+async def _appended(connection: Connection, batch: list[_Append]) -> Sequence[Any]:
+    """For each append of `batch`: verdict, version, position, time and hashes; see log.append_events.
+
+    First in good faith, which is quick: every stream is where its writer thinks. Only if one is not, carefully.
+    """
+    if all(wanted.expected is not None for wanted in batch):
+        with suppress(UniqueViolationError):
+            if len(batch) == 1 and len(batch[0].events) == 1:
+                return [await _append_one(connection, batch[0])]
+            return await connection.fetch(_APPEND, False, *_arrays(batch))
+    return await connection.fetch(_APPEND, True, *_arrays(batch))
+
+
+async def _append_one(connection: Connection, wanted: _Append) -> tuple[Any, ...]:
+    [event] = wanted.events
+    because = wanted.because
+    [(position, at, link)] = await connection.fetch(
+        _APPEND_ONE,
+        wanted.expected,
+        wanted.stream,
+        wanted.ids[0],
+        event.type,
+        event.schema_number,
+        because.correlation,
+        because.causation,
+        because.actor,
+        because.traceparent,
+        wanted.texts[0],
+        wanted.evidence,
+    )
+    return "appended", (wanted.expected or 0) + 1, position, at, [link]
 
 
 def _arrays(batch: list[_Append]) -> tuple[list[Any], ...]:

@@ -104,7 +104,8 @@ class Images:
             return await self._named(wanted, image_id, context.digest)
 
     async def _built(self, wanted: ImageBuild, context: Context, labels: Mapping[str, str], say: Say) -> str:
-        if self._buildkit and (context.only_buildkit or not context.hidden):
+        classic_is_right = context.hidden or wanted.pull  # BuildKit, told over plain HTTP, can do neither
+        if self._buildkit and (context.only_buildkit or not classic_is_right):
             if context.hidden:
                 await say(b"note: the Dockerfile is left out by .dockerignore, but COPY will still see it")
             try:
@@ -118,6 +119,40 @@ class Images:
     async def _by_buildkit(
         self, wanted: ImageBuild, context: Context, labels: Mapping[str, str], say: Say
     ) -> str:
+        pulled: set[str] = set()
+        while True:
+            progress = await self._attempt(wanted, context, labels, say)
+            missing = progress.missing_base or progress.missing_frontend
+            if missing is None or missing in pulled:
+                return _result(wanted, progress)
+            pulled.add(missing)
+            error = await self._pull(missing, say)
+            if error and progress.missing_frontend and not context.only_buildkit:
+                raise _NoBuildKit(
+                    f"{missing} cannot be pulled"
+                )  # the classic builder reads such a file by itself
+            if error:
+                raise BuildFailed(
+                    f"{wanted.service}: the image {missing} cannot be pulled: {one_line(error)}"
+                )
+
+    async def _pull(self, image: str, say: Say) -> str | None:
+        """Have the engine itself pull an image: it signs in where BuildKit, without a session, cannot.
+
+        What went wrong, or None.
+        """
+        await say(f"pulling {image}".encode())
+        progress = ClassicProgress()
+        async with self._request("POST", "images/create", params={"fromImage": image}) as answer:
+            if answer.status != 200:
+                progress.error = await _complaint(answer)
+            else:
+                await _read(answer, progress, say)
+        return progress.error
+
+    async def _attempt(
+        self, wanted: ImageBuild, context: Context, labels: Mapping[str, str], say: Say
+    ) -> KitProgress:
         build = uuid4().hex
         params = {
             **_params(wanted, context, labels),
@@ -148,7 +183,7 @@ class Images:
         except asyncio.CancelledError:
             await self._stop(build)
             raise
-        return _result(wanted, progress)
+        return progress
 
     async def _stop(self, build: str) -> None:
         """Closing the connection stops a build already; this is for an engine that did not notice."""
@@ -308,7 +343,13 @@ async def _chunks(context: Context) -> AsyncIterator[bytes]:
 
 
 async def _follow(answer: aiohttp.ClientResponse, progress: Progress, say: Say) -> None:
-    """Read the engine's messages to the end. Raises EngineUnavailable when they stop before there is a result."""
+    """Read a build's messages to the end. Raises EngineUnavailable when they stop before there is a result."""
+    await _read(answer, progress, say)
+    if progress.image is None and progress.error is None:
+        raise EngineUnavailable("the Docker engine broke off while it was building")
+
+
+async def _read(answer: aiohttp.ClientResponse, progress: Progress, say: Say) -> None:
     waiting: list[bytes] = []
     size = 0
     async for chunk in answer.content.iter_any():
@@ -326,8 +367,6 @@ async def _follow(answer: aiohttp.ClientResponse, progress: Progress, say: Say) 
                 raise BuildFailed("the engine sent a message that does not end")
     for line in progress.end():
         await say(line)
-    if progress.image is None and progress.error is None:
-        raise EngineUnavailable("the Docker engine broke off while it was building")
 
 
 def _result(wanted: ImageBuild, progress: Progress) -> str:

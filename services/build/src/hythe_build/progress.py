@@ -24,6 +24,8 @@ from hythe_build.transcript import Lines
 from hythe_events.language import one_line
 
 _KITS_STEP = re.compile(r"^\[(?:\S+ )*(\d+/\d+)\] (.*)", re.DOTALL)
+_BASE = re.compile(r"^\[internal\] load metadata for (\S+)$")
+_FRONTEND = re.compile(r"^resolve image config for (?:docker-image://)?(\S+)$")
 _CLASSIC_STEP = re.compile(r"^Step (\d+/\d+) : (.*)", re.DOTALL)
 _CLASSIC_IMAGE = re.compile(r"^ ---> ([0-9a-f]{12})$")
 _EXIT_CODE = re.compile(r"(?:exit code: |returned a non-zero code: )(\d+)$")
@@ -78,6 +80,20 @@ class KitProgress:
 
     def end(self) -> list[bytes]:
         return [line for vertex in self._vertexes.values() for line in vertex.lines.end()]
+
+    @property
+    def missing_base(self) -> str | None:
+        """The base image that BuildKit could not have; told over plain HTTP, it cannot sign in at any registry."""
+        return self._missing(_BASE)
+
+    @property
+    def missing_frontend(self) -> str | None:
+        """The same for the image that a Dockerfile's `# syntax=` names."""
+        return self._missing(_FRONTEND)
+
+    def _missing(self, grammar: re.Pattern[str]) -> str | None:
+        named = grammar.match(self._failed.name) if self.error and self._failed else None
+        return named[1] if named else None
 
     def failure(self) -> str:
         said = self.error or (self._failed.error if self._failed else "") or "the engine did not say why"

@@ -23,5 +23,8 @@ class DeploySettings(ServiceSettings):
     """Seconds after which the lease of a process that went away may be taken by another."""
     rehearse: bool = True
     """Whether a changed service is first tried beside the running one, where that is sound."""
+    probe: bool = True
+    """Whether a service that passed its rehearsal counts as healthy as soon as its own healthcheck, run at once, passes;
+    otherwise Docker's first probe, one interval after the start, is waited for as with any other service."""
     at_once: int = Field(default=4, ge=1, le=64)
     """Stacks that are deployed at the same time."""

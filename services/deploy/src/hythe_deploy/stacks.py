@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, ParamSpec, TypeVar
@@ -36,7 +36,7 @@ from aiodocker.exceptions import DockerError
 
 from hythe_deploy import compose, policy, steps
 from hythe_deploy.compose import Model
-from hythe_deploy.lease import Hold
+from hythe_deploy.lease import Child, Hold
 from hythe_deploy.settings import DeploySettings
 from hythe_deploy.steps import Rehearsal, Watched
 from hythe_events.build import Image
@@ -58,8 +58,13 @@ ADOPTED = "compose.yaml.before-hythe"
 KEPT = "hythe/kept"
 """The repository under which the images of every deployment are tagged, so that nobody prunes them by accident."""
 
+SCRATCH = "hythe-deploy-"
+"""How the folders begin that a deployment works in; then the process id and start time of who made it."""
+
 RENDER_SECONDS = 30.0
 PULL_SECONDS = 900.0
+ASK_AGAIN = 0.05
+"""Seconds until a healthcheck that did not pass is run again; then twice as many each time, up to a second."""
 SAFETY_LOOK = 5.0
 """Seconds after which containers are looked at even when no event came."""
 
@@ -145,7 +150,9 @@ class Stacks:
     @asynccontextmanager
     async def work_on(self, hold: Hold) -> AsyncIterator[Work]:
         """What can be done to the stack that `hold` is for; everything it leaves lying about is gone afterwards."""
-        with tempfile.TemporaryDirectory(prefix="hythe-deploy-") as scratch:
+        await asyncio.to_thread(_sweep)
+        me = Child.of(os.getpid())
+        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{me.pid}-{me.started}-") as scratch:
             async with self._engine(
                 {"X-Hythe-Fence": str(hold.fence), "X-Hythe-Stack": hold.stack}
             ) as docker:
@@ -195,16 +202,21 @@ class Work:
         self._stirred = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
-        self._replaced: list[str] = []
+        self._rehearsed: tuple[Release, dict[str, str]] | None = None
+        self._proven: set[str] = set()
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._passed: set[str] = set()
+        self._ends: dict[str, asyncio.Future[int]] = {}
 
     async def close(self) -> None:
         """Ends what still runs on its behalf."""
         with contextlib.suppress(HytheError):
             async with _our_errors():
                 await self._leave_rehearsal()
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
+        ending = [*self._asking.values(), *([self._listening] if self._listening is not None else [])]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         if self._leaving:
             await asyncio.wait(self._leaving)
 
@@ -375,7 +387,7 @@ class Work:
                 raise
             raise DeployFailed(f"the new containers cannot be started: {one_line(error.message)}") from error
         names = [one.service for level in plan for one in level]
-        self._replaced = [running[name] for name in names]
+        self._rehearsed = (release, {name: running[name] for name in names})
         return names
 
     async def _leave_rehearsal(self) -> None:
@@ -415,8 +427,11 @@ class Work:
         await self._hold.check()
         await self._put(release)
         await self._listen()
-        stopping = [asyncio.ensure_future(self._stop(container)) for container in self._replaced]
-        self._replaced = []
+        rehearsed = (
+            self._rehearsed[1] if self._rehearsed is not None and self._rehearsed[0] is release else {}
+        )
+        self._proven = set(rehearsed)
+        stopping = [asyncio.ensure_future(self._stop(container)) for container in rehearsed.values()]
         args = ("up", "--detach", "--no-build", "--pull", "never", "--remove-orphans", "--no-color")
         running = asyncio.ensure_future(self._mutate(args))
         try:
@@ -526,7 +541,8 @@ class Work:
             containers = await look()
             fares: dict[str, ServiceHealth | float] = dict.fromkeys(names, float("inf"))
             shown: dict[str, Watched] = {}
-            for container in containers:
+            for one in containers:
+                container = self._asked(one)
                 judged = steps.judge(container, self._settings.settle)
                 so_far = fares.get(container.service, float("inf"))
                 if container.service not in shown or _worse(judged, so_far):
@@ -549,6 +565,43 @@ class Work:
             name: health if health.healthy or name not in shown else await self._with_log(shown[name], health)
             for name, health in settled.items()
         }
+
+    def _asked(self, container: Watched) -> Watched:
+        """`container`, healthy if it was rehearsed and its own healthcheck has passed; else that is being asked.
+
+        Docker asks for the first time one interval after the start, 30 s unless the compose file says otherwise, and
+        engines before 25 know no `start_interval`. What Docker found healthy a moment ago, in the rehearsal, need only
+        show once that it is here, too: the same command, run by the same engine.
+        """
+        if (
+            container.health != "starting"
+            or container.status != "running"
+            or container.service not in self._proven
+        ):
+            return container
+        if container.id in self._passed:
+            return replace(container, health="healthy")
+        if self._settings.probe and container.id not in self._asking:
+            self._asking[container.id] = asyncio.create_task(self._ask(container.id))
+        return container
+
+    async def _ask(self, container_id: str) -> None:
+        """Runs a container's healthcheck in it until it passes."""
+        container = self._docker.containers.container(container_id)
+        with contextlib.suppress(DockerError):  # it is gone: whoever watches it sees that
+            kind, *test = (await container.show())["Config"]["Healthcheck"]["Test"]
+            command = ["/bin/sh", "-c", *test] if kind == "CMD-SHELL" else test
+            pause = ASK_AGAIN
+            while True:
+                run = await container.exec(command, stdout=False, stderr=False)
+                self._ends[run.id] = ended = asyncio.get_running_loop().create_future()
+                await run.start(detach=True)
+                if await ended == 0:
+                    break
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 1.0)
+            self._passed.add(container_id)
+            self._stirred.set()
 
     async def _with_log(self, container: Watched, health: ServiceHealth) -> ServiceHealth:
         """`health`, with the last line that an unhealthy container wrote."""
@@ -576,6 +629,9 @@ class Work:
     async def _hear(self, subscriber: Any) -> None:
         while (event := await subscriber.get()) is not None:
             attributes = (event.get("Actor") or {}).get("Attributes") or {}
+            ended = self._ends.pop(attributes.get("execID", ""), None)
+            if ended is not None and event.get("Action") == "exec_die" and not ended.done():
+                ended.set_result(int(attributes.get("exitCode", 1)))
             if self._stack in {attributes.get(_PROJECT), attributes.get(steps.REHEARSAL_LABEL)} and str(
                 event.get("Action", "")
             ).startswith(_TELLING):
@@ -749,6 +805,14 @@ def _compose_binary() -> str:
 
 
 # -- files
+
+
+def _sweep() -> None:
+    """Removes what processes that were killed left behind: sources, which may hold secrets, above all."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*-*"):
+        pid, started, *_ = left.name.removeprefix(SCRATCH).split("-")
+        if pid.isdigit() and started.isdigit() and Child.of(int(pid)).started != int(started):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _unpack(archive: bytes, into: Path) -> None:

@@ -77,19 +77,17 @@ def problem(
     return Answer(status, orjson.dumps(said), PROBLEM, headers, last)
 
 
-def refused(error: HytheError) -> Answer:
-    """The answer to a delivery that was refused, or that cannot be kept now."""
-    if isinstance(error, SameIdOtherBody):
-        return problem(409, str(error), error.field)
-    if isinstance(error, Refused):
-        return problem(400, str(error), error.field)
-    if error.retry:
-        return problem(
-            503,
-            "the delivery could not be stored now; send it again",
-            headers=(("Retry-After", str(RETRY_SECONDS)),),
-        )
-    return BROKEN
+def refused(error: Refused) -> Answer:
+    """The answer to a delivery that was refused."""
+    return problem(409 if isinstance(error, SameIdOtherBody) else 400, str(error), error.field)
+
+
+def not_stored(error: HytheError) -> Answer:
+    """The answer to a delivery that cannot be kept, for a reason on our side: try again, if that helps."""
+    if not error.retry:
+        return BROKEN
+    wait = (("Retry-After", str(RETRY_SECONDS)),)
+    return problem(503, "the delivery could not be stored now; send it again", headers=wait)
 
 
 def not_authentic(header: str) -> Answer:

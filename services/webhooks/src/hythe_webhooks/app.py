@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from typing import Protocol
 from uuid import UUID
 
+import structlog
 from aiohttp.web import BaseRequest
 from prometheus_client import Counter
 
 from hythe_events import streams
 from hythe_events.decider import fold
 from hythe_events.envelope import Cause, Envelope
-from hythe_events.errors import HytheError, VersionConflict
+from hythe_events.errors import HytheError, Refused, VersionConflict
 from hythe_events.faults import crash_point
 from hythe_events.language import Event, new_id
 from hythe_events.telemetry import Telemetry, current_traceparent
@@ -35,6 +36,8 @@ from hythe_webhooks.rate import Bucket
 from hythe_webhooks.server import Body
 from hythe_webhooks.settings import WebhooksSettings
 from hythe_webhooks.sources import Sources
+
+_log = structlog.get_logger("hythe.webhooks")
 
 _SPAN = {"http.request.method": "POST", "http.route": "/api/webhooks"}
 
@@ -112,8 +115,11 @@ class Webhooks:
                 return answer
         except NotAuthentic:
             return answers.not_authentic(forge.SIGNATURE)
-        except HytheError as error:
+        except Refused as error:
             return answers.refused(error)
+        except HytheError as error:
+            _log.error("webhook_not_stored", source=source, reason=str(error), again=error.retry)
+            return answers.not_stored(error)
 
     async def _deliver(self, forge: Forge, source: str, headers: Headers, body: bytes) -> Answer:
         signer = self._sources.known(source) or await self._sources.signer(source)

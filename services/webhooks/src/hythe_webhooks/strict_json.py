@@ -42,7 +42,7 @@ def load(body: bytes) -> Any:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise NotStrictJson(f"the body is not JSON: {error}", field="body") from None
-    if body.count(b"{") + body.count(b"[") > DEEPEST and _is_too_deep(value):
+    if _is_too_deep(value):
         raise NotStrictJson(f"the body nests objects and arrays more than {DEEPEST} deep", field="body")
     written = orjson.dumps(value)
     if written != body and not _has_as_many_commas(body, written):

@@ -68,16 +68,18 @@ $$;
 -- Appends many appends of one process in one transaction; each keeps its own version check and its own answer.
 --
 -- An append is a run of `lengths[a]` events of one stream, which must be at version `expected[a]` (null: any). A batch
--- names a stream at most once. The answers, one per append and in order:
+-- names a stream at most once. Unless told to be `careful`, the function takes it that every expected version is the
+-- right one, and a wrong one is a unique_violation of the whole batch: then ask again, carefully, for the answers, one
+-- per append and in order:
 --   'appended'  with the position and version of its last event, and the time;
 --   'conflict'  with the version that was found;
 --   'known'     the same event ids were appended before: the position and version that they got then.
 create function log.append_events(
-    lengths integer[], expected integer[],
+    careful boolean, lengths integer[], expected integer[],
     streams text[], ids uuid[], types text[], schemas smallint[], correlations uuid[], causations uuid[],
     actors text[], traces text[], data text[], evidence bytea[]
 ) returns table (verdict text, version integer, pos bigint, moment timestamptz, chain bytea[])
-language plpgsql security definer set search_path = log, pg_temp as $$
+language plpgsql security definer set search_path = log, pg_temp set enable_seqscan = off as $$
 declare
     allowed   text[] := array(select g.category || '/' || g.type from log.grants g where g.role = session_user);
     top       record;
@@ -102,13 +104,20 @@ begin
         raise exception 'lengths do not add up to the number of events' using errcode = 'data_exception';
     end if;
 
-    select h.position, h.hash into top from log.head h for update;
+    select h.position, h.hash into top from log.head h where h.one for update;
     tip := top.hash;
     now_at := clock_timestamp();
     moment_us := (extract(epoch from now_at) * 1000000)::bigint;
-    select array_agg(coalesce((select e.version from log.events e where e.stream = f.stream
-                               order by e.version desc limit 1), 0) order by f.o)
-      into found from unnest(firsts) with ordinality f(stream, o);
+    if careful then
+        select array_agg(coalesce((select e.version from log.events e where e.stream = f.stream
+                                   order by e.version desc limit 1), 0) order by f.o)
+          into found from unnest(firsts) with ordinality f(stream, o);
+    elsif exists (select from unnest(firsts, expected) f(stream, version) where f.version <> 0 and not exists
+                      (select from log.events e where e.stream = f.stream and e.version = f.version)) then
+        raise exception 'a stream is not at the version that was expected' using errcode = 'unique_violation';
+    else
+        found := expected;
+    end if;
 
     i := 0;
     for a in 1 .. cardinality(lengths) loop
@@ -153,8 +162,37 @@ begin
         from unnest(positions, versions, schemas, ids, correlations, causations, streams, types, actors, traces, data,
                     hashes, evidence) u(p, v, s, id, cor, cau, st, ty, act, tr, d, h, ev)
         where p is not null;
-        update log.head set position = top.position, hash = tip;
+        update log.head h set position = top.position, hash = tip where h.one;
+        perform pg_notify('hythe_log', top.position::text);
     end if;
+end $$;
+
+-- The same for one event of a stream that is at version `expected`; a wrong version is a unique_violation.
+create function log.append_event(
+    expected integer, stream text, id uuid, type text, schema smallint, correlation uuid, causation uuid, actor text,
+    trace text, data text, evidence bytea, out pos bigint, out moment timestamptz, out chain bytea
+) language plpgsql security definer set search_path = log, pg_temp set enable_seqscan = off as $$
+#variable_conflict use_variable
+begin
+    moment := clock_timestamp();
+    update log.head h
+       set position = h.position + 1,
+           hash = log.link(h.hash, h.position + 1, stream, expected + 1, id, type, schema,
+                           (extract(epoch from moment) * 1000000)::bigint, correlation, causation, actor, trace, data,
+                           evidence)
+     where h.one and exists (select from log.grants g where g.role = session_user
+                                and g.category = split_part(append_event.stream, '-', 1) and g.type = append_event.type)
+    returning h.position, h.hash into pos, chain;
+    if pos is null then
+        raise exception '% may not write % to stream %', session_user, type, stream using errcode = 'insufficient_privilege';
+    end if;
+    insert into log.events
+    select pos, expected + 1, schema, moment, id, correlation, causation, stream, type, actor, trace, data::json, chain, evidence
+     where expected = 0 or exists (select from log.events e where e.stream = append_event.stream and e.version = expected);
+    if not found then
+        raise exception 'stream % is not at version %', stream, expected using errcode = 'unique_violation';
+    end if;
+    perform pg_notify('hythe_log', pos::text);
 end $$;
 
 -- Where the relay has got to. `epoch` grows at each take-over, so a leader that was asleep cannot move the cursor back.
