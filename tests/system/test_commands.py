@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -178,3 +179,38 @@ async def test_events_are_followed_as_they_happen(scene: Scene, stack: str) -> N
         process.terminate()
         await process.wait()
     assert await asking.head(scene.bus) > 0
+
+
+ENDLESS = """\
+FROM scratch
+COPY busybox /busybox
+RUN ["/busybox", "sh", "-c", "echo it has begun; while true; do /busybox sleep 1; done"]
+"""
+
+
+async def test_a_build_is_watched_while_it_runs_and_cancelled(scene: Scene, stack: str) -> None:
+    """Whoever sees in the live log that a build goes wrong does not have to wait for its end."""
+    app = await scene.add_app(stack, told_of_pushes=False)
+    await scene.commit_first(app)
+    await app.work.commit({"Dockerfile": ENDLESS}, "Build for ever")
+    await app.work.push()
+    deployment = (await hythe(scene, "deploy", stack, "--json")).json["deployment"]
+    since = await asking.head(scene.bus)
+    watching = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "hythe_cli", "logs", deployment, "--follow"),
+        env={**os.environ, "HYTHE_HOME": str(scene.folder)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert watching.stdout is not None
+    async with asyncio.timeout(PATIENCE):
+        while b"it has begun" not in (line := await watching.stdout.readline()):
+            assert line, "the log ended before the build did"
+        assert (await hythe(scene, "cancel", deployment, "--reason", "seen enough")).code == 0
+        await scene.end_of(UUID(deployment), since)
+        assert "seen enough" in (await watching.stdout.read()).decode()
+        assert await watching.wait() == 0
+    shown = await hythe(scene, "show", deployment, "--json")
+    assert shown.json["state"]["outcome"] == "cancelled"
+    assert shown.code == 1
+    whole = await hythe(scene, "logs", deployment)
+    assert "it has begun" in whole.out

@@ -97,7 +97,7 @@ async def test_nobody_sees_or_changes_another_services_read_models(world: World)
 async def test_only_those_who_may_say_an_event_can_append_it(world: World) -> None:
     """Every event type, to every category, by every role: accepted exactly where `access.SAYS` has it."""
     categories = sorted({category for says in SAYS.values() for category in says})
-    statement = """select verdict from log.append_events(true, array[1], array[null::int], array[$1], array[$2::uuid],
+    statement = """select verdict from log.append_events(array[1], array[null::int], array[$1], array[$2::uuid],
                    array[$3], array[1::smallint], array[$2::uuid], array[null::uuid], array['cli:test'],
                    array[null::text], array['{}'], array[null::bytea])"""
     for who in ROLES:

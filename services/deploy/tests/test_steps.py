@@ -197,10 +197,10 @@ def test_a_rehearsal_publishes_nothing_and_carries_no_project_label() -> None:
         "Labels": {"hythe.rehearsal": "shop", "hythe.rehearsal.service": "web"},
         "Healthcheck": {
             "Test": ["CMD", "true"],
-            "Interval": 50_000_000,
+            "Interval": 100_000_000,
             "Timeout": 1_000_000_000,
             "StartPeriod": 0,
-            "Retries": 60,
+            "Retries": 30,
         },
         "HostConfig": {
             "Init": True,

@@ -347,3 +347,31 @@ async def test_no_confusion_of_types_is_ever_our_error(
             assert answered.status != 400 or answered.body["field"], (path, value, answered)
     assert sent > 1000
     assert (await receiver.post(json.dumps(push_document).encode())).status == 202
+
+
+async def test_no_confusion_of_types_is_our_error_on_the_generic_path_either(receiver: Receiver) -> None:
+    """WH11 for whoever writes the sender by hand."""
+    await receiver.create("ci", "generic")
+    whole: dict[str, Any] = {
+        "ref": "refs/heads/main",
+        "commit": "a" * 40,
+        "before": "b" * 40,
+        "repository": "ferry",
+        "message": "m",
+        "author": "a",
+        "sender": "s",
+        "forced": False,
+        "changed_paths": ["a"],
+    }
+    for path in leaves(whole):
+        for number, value in enumerate(LEAF_VALUES):
+            body = json.dumps(replaced(whole, path, value)).encode()
+            answered = await receiver.post(
+                body,
+                path="/api/webhooks/ci",
+                X_Hub_Signature_256=None,
+                X_Hythe_Signature=sign(body),
+                Idempotency_Key=f"{'-'.join(map(str, path))}-{number}",
+            )
+            assert answered.status in {202, 400}, (path, value, answered)
+            assert answered.status != 400 or answered.body["field"], (path, value, answered)

@@ -194,8 +194,8 @@ async def logs(
             whole = await Blobs(bus).get(found.log)
             _print_log(whole, raw=as_it_is, json=json)
         elif follow or found.running:
-            async for chunk in bus.follow_log(which):
-                _print_log(chunk, raw=as_it_is, json=json)
+            async for line in bus.follow_log(which):
+                _print_log(line + b"\n", raw=as_it_is, json=json)
         else:
             raise NotFound(
                 f"deployment {shown.short(which)} has no log: it has not been built, or there was nothing to build"
@@ -246,12 +246,12 @@ async def _opened(bus: Bus, opened: DeploymentOpened, since: int, *, follow: boo
     return shown.GOOD if outcome == "succeeded" else shown.BAD
 
 
-def _print_log(chunk: bytes, *, raw: bool, json: bool) -> None:
+def _print_log(lines: bytes, *, raw: bool, json: bool) -> None:
     if json:
-        for line in chunk.decode("utf-8", errors="replace").splitlines():
+        for line in lines.decode("utf-8", errors="replace").splitlines():
             shown.show_json({"line": line}, in_one_line=True)
         return
-    sys.stdout.write(shown.log_bytes(chunk, raw=raw))
+    sys.stdout.write(shown.log_bytes(lines, raw=raw))
     sys.stdout.flush()
 
 

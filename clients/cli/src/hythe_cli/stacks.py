@@ -168,7 +168,7 @@ async def show(name: str, *, json: AsJson = False, home: HomeFolder = None) -> i
         shown.say(title, style="bold")
         for key, value in (row or {"": "nothing"}).items():
             if value not in (None, "", [], {}):
-                shown.say(f"  {key:<14} {shown.one_harmless_line(str(value))}")
+                shown.say(f"  {key:<18} {shown.one_harmless_line(str(value))}")
     shown.say("deployments", style="bold")
     history_table(deployments.rows)
     return shown.GOOD

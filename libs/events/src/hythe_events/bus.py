@@ -379,6 +379,7 @@ class Bus:
                         handler=partial(_respond, endpoint),
                     )
                 )
+            await self._client.flush(timeout=10)  # the server knows of them now: whoever asks gets an answer
         try:
             yield
         finally:

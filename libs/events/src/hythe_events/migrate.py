@@ -111,7 +111,7 @@ async def _grant(connection: Connection) -> None:
             f"""grant connect on database {database} to {role};
                 grant usage on schema log to {role};
                 grant select on log.events, log.head, log.relay to {role};
-                grant execute on function log.append_events, log.append_event to {role}"""
+                grant execute on function log.append_events, log.append_batch, log.append_event to {role}"""
         )
         await connection.executemany(
             "insert into log.grants values ($1, $2, $3)",

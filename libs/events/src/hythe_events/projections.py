@@ -116,6 +116,8 @@ class _Follower:
     position: int = 0
     trouble: str | None = None
     ready: bool = False
+    aside: bool = False
+    """Whether another process applies: this one only looks whether it still does."""
 
 
 class Projector:
@@ -231,21 +233,29 @@ class Projector:
     async def _step(self, follower: _Follower) -> bool:
         """Applies one batch; whether it was ours to apply."""
         projection = follower.projection
+        if follower.aside and await self._is_moved(follower):
+            return False
         events = await self._store.read_all(follower.position, BATCH)
         if not events:
+            follower.aside = False  # nobody applies anything: whoever is woken first does it next
             return True
         async with self._writing(self.service) as connection:
-            found = None
-            if await _try_lock(connection, self.service, projection.name):
-                found = await _checkpoint(connection, projection.name)
-                if found == follower.position:
-                    await _apply(connection, projection, events)
-        if found is None:
-            async with self._writing(self.service) as connection:
-                await self._arrive(follower, await _checkpoint(connection, projection.name))
-            return False
-        await self._arrive(follower, events[-1].position if found == follower.position else found)
-        return True
+            ours = await _try_lock(connection, self.service, projection.name)
+            found = await _checkpoint(connection, projection.name)
+            ours = ours and found == follower.position
+            if ours:
+                await _apply(connection, projection, events)
+        follower.aside = not ours
+        await self._arrive(follower, events[-1].position if ours else found)
+        return ours
+
+    async def _is_moved(self, follower: _Follower) -> bool:
+        """Whether another process has moved the read model on since the last look; it goes on doing so, we look on."""
+        async with self._writing(self.service) as connection:
+            found = await _checkpoint(connection, follower.projection.name)
+        moved = found != follower.position
+        await self._arrive(follower, found)
+        return moved
 
     async def _arrive(self, follower: _Follower, position: int) -> None:
         if position != follower.position:

@@ -42,7 +42,8 @@ BATCH_EVENTS = 512
 BATCH_BYTES = 4 * 1024 * 1024
 DOORBELL = "hythe_log"
 
-_APPEND = "select * from log.append_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+_APPEND = "select * from log.append_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+_APPEND_BATCH = "select * from log.append_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 _APPEND_ONE = "select * from log.append_event($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 _COLUMNS = "id, stream, version, position, type, data, at, correlation, causation, actor, trace, hash, schema"
 
@@ -410,8 +411,24 @@ async def _appended(connection: Connection, batch: list[_Append]) -> Sequence[An
         with suppress(UniqueViolationError):
             if len(batch) == 1 and len(batch[0].events) == 1:
                 return [await _append_one(connection, batch[0])]
-            return await connection.fetch(_APPEND, False, *_arrays(batch))
-    return await connection.fetch(_APPEND, True, *_arrays(batch))
+            return await _append_batch(connection, batch)
+    lengths = [len(wanted.events) for wanted in batch]
+    expected = [wanted.expected for wanted in batch]
+    return await connection.fetch(_APPEND, lengths, expected, *_arrays(batch))
+
+
+async def _append_batch(connection: Connection, batch: list[_Append]) -> Sequence[Any]:
+    versions: list[int] = []
+    for wanted in batch:
+        first = (wanted.expected or 0) + 1
+        versions.extend(range(first, first + len(wanted.events)))
+    [(position, at, links)] = await connection.fetch(_APPEND_BATCH, versions, *_arrays(batch))
+    answers: list[tuple[Any, ...]] = []
+    told = 0
+    for wanted in batch:
+        before, told = told, told + len(wanted.events)
+        answers.append(("appended", versions[told - 1], position + told, at, links[before:told]))
+    return answers
 
 
 async def _append_one(connection: Connection, wanted: _Append) -> tuple[Any, ...]:
@@ -434,38 +451,36 @@ async def _append_one(connection: Connection, wanted: _Append) -> tuple[Any, ...
     return "appended", (wanted.expected or 0) + 1, position, at, [link]
 
 
-def _arrays(batch: list[_Append]) -> tuple[list[Any], ...]:
-    """The arguments of log.append_events: one array per parameter."""
-    lengths, expected = [], []
+def _arrays(batch: list[_Append]) -> tuple[list[Any] | None, ...]:
+    """What the functions that append take of each event: one array per column; None for one that holds nothing."""
     streams, ids, types, schemas, texts = [], [], [], [], []
     correlations, causations, actors, traces, evidence = [], [], [], [], []
     for wanted in batch:
-        count = len(wanted.events)
         because = wanted.because
-        lengths.append(count)
-        expected.append(wanted.expected)
         ids += wanted.ids
         texts += wanted.texts
+        evidence.append(wanted.evidence)
+        evidence += [None] * (len(wanted.events) - 1)
         for event in wanted.events:
             types.append(event.type)
             schemas.append(event.schema_number)
-        if count == 1:
             streams.append(wanted.stream)
             correlations.append(because.correlation)
             causations.append(because.causation)
             actors.append(because.actor)
             traces.append(because.traceparent)
-            evidence.append(wanted.evidence)
-        else:
-            streams += [wanted.stream] * count
-            correlations += [because.correlation] * count
-            causations += [because.causation] * count
-            actors += [because.actor] * count
-            traces += [because.traceparent] * count
-            evidence += [wanted.evidence, *[None] * (count - 1)]
     return (
-        lengths, expected, streams, ids, types, schemas, correlations, causations, actors, traces, texts, evidence,
-    )  # fmt: skip
+        streams,
+        ids,
+        types,
+        schemas,
+        correlations,
+        causations if any(causations) else None,
+        actors,
+        traces if any(traces) else None,
+        texts,
+        evidence if any(evidence) else None,
+    )
 
 
 def _envelopes(

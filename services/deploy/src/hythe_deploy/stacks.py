@@ -210,6 +210,8 @@ class Work:
 
     async def close(self) -> None:
         """Ends what still runs on its behalf."""
+        if self._leaving:
+            await asyncio.wait(self._leaving)
         with contextlib.suppress(HytheError):
             async with _our_errors():
                 await self._leave_rehearsal()
@@ -217,8 +219,6 @@ class Work:
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
-        if self._leaving:
-            await asyncio.wait(self._leaving)
 
     # -- before anything is touched
 
@@ -387,6 +387,7 @@ class Work:
                 raise
             raise DeployFailed(f"the new containers cannot be started: {one_line(error.message)}") from error
         names = [one.service for level in plan for one in level]
+        self._later(self._leave_rehearsal())  # at once: its probes take time from what follows
         self._rehearsed = (release, {name: running[name] for name in names})
         return names
 
@@ -443,7 +444,6 @@ class Work:
         finally:
             running.cancel()
             await asyncio.gather(running, *stopping, return_exceptions=True)
-            self._later(self._leave_rehearsal())
 
     async def _halfway(self, running: asyncio.Future[None]) -> None:
         """Comes back when the first container of the stack has stirred, or `up` has ended: a crash here is half an `up`."""
@@ -629,8 +629,9 @@ class Work:
     async def _hear(self, subscriber: Any) -> None:
         while (event := await subscriber.get()) is not None:
             attributes = (event.get("Actor") or {}).get("Attributes") or {}
-            ended = self._ends.pop(attributes.get("execID", ""), None)
-            if ended is not None and event.get("Action") == "exec_die" and not ended.done():
+            if event.get("Action") == "exec_die" and (
+                ended := self._ends.pop(attributes.get("execID", ""), None)
+            ):
                 ended.set_result(int(attributes.get("exitCode", 1)))
             if self._stack in {attributes.get(_PROJECT), attributes.get(steps.REHEARSAL_LABEL)} and str(
                 event.get("Action", "")

@@ -189,7 +189,7 @@ class Rehearsal:
     patience: float
 
 
-PROBE = 0.05
+PROBE = 0.1
 """Seconds between two probes in a rehearsal: Docker first probes after one interval, so a short one tells soon."""
 
 REHEARSAL_LABEL = "hythe.rehearsal"

@@ -148,22 +148,23 @@ class Webhooks:
         )
         state = delivery.UNHEARD
         event_id = new_id()
-        because = Cause(event_id, None, _actor(told), current_traceparent())
+        trace = current_traceparent() if self._telemetry.exporting else None
+        because = Cause(event_id, None, _actor(told), trace)
         for _ in range(2):
             decided = delivery.decide(Keep(told), state)
             if not decided:
                 return state
             try:
-                first = await self._log.append(
+                [first] = await self._log.append(
                     stream, state.version, decided, because=because, evidence=evidence, ids=[event_id]
                 )
             except VersionConflict:
                 state = fold(delivery.evolve, await self._log.read(stream), delivery.UNHEARD)
             else:
-                return fold(delivery.evolve, first, state)
+                return Delivery(told, first.id, first.version)
         raise AssertionError("a stream that was written to holds a delivery")
 
 
 def _actor(told: Told) -> str:
-    sender = told.sender[:100] if isinstance(told, WebhookReceived) else ""
+    sender = told.sender[:100] if type(told) is WebhookReceived else ""
     return f"{told.provider}:{sender or told.source}"
