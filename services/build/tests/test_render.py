@@ -56,10 +56,10 @@ async def test_an_environment_file_that_only_the_server_has_is_no_obstacle(open_
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("services: [", r"compose\.yaml: "),
+        ("services: [", r"compose\.yaml is not YAML"),
         ("services:\n  web: {bild: .}\n", "bild"),
         ("services:\n  web:\n    image: '${X?it must be set}'\n", "it must be set"),
-        ("- 1\n", r"compose\.yaml: "),
+        ("- 1\n", r"compose\.yaml must be a mapping"),
         ("", r"compose\.yaml: "),
     ],
 )

@@ -20,10 +20,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hythe_build.source import Source
 from hythe_events.errors import HytheError, Misconfigured, Refused
+from hythe_events.strict_yaml import read_mapping
 from hythe_events.language import one_line
 
 LIMIT = 30.0
@@ -124,7 +123,7 @@ class Renderer:
 def _check_reach(source: Source, compose_file: str) -> None:
     """Every file that the compose file, and what it includes and extends, reads lies inside the source.
 
-    Raises RenderRefused. What is not valid YAML is left to Compose, which says it better.
+    Raises RenderRefused, also for what is not YAML that has only one reading.
     """
     seen: set[str] = set()
     waiting = [compose_file]
@@ -137,9 +136,9 @@ def _check_reach(source: Source, compose_file: str) -> None:
         if text is None:
             continue
         try:
-            document = yaml.load(text, Loader=yaml.CSafeLoader)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            continue
+            document = read_mapping(text, path)
+        except Refused as error:
+            raise RenderRefused(str(error)) from error
         for what, named in _reads(document):
             inside = posixpath.normpath(posixpath.join(posixpath.dirname(path), named))
             remote = "://" in named or named.startswith(("git@", "github.com/", "~", "/", "$"))

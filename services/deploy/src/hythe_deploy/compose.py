@@ -14,81 +14,20 @@ from typing import Any
 import yaml
 
 from hythe_events.errors import Refused
+from hythe_events.strict_yaml import read_mapping
 
 Model = dict[str, Any]
-
-LARGEST = 1_000_000
-"""Bytes of one file, and the number of values in it once its anchors are expanded."""
-DEEPEST = 50
-MOST_ALIASES = 100
 
 FILES_LABEL = "hythe.files"
 """The label of a service that mounts files of its source: their hash, so that changed files make a new container."""
 
 
 def read(text: bytes, name: str) -> Model:
-    """A compose file as its author wrote it, for looking at only. Raises Refused for what two parsers may read differently.
-
-    No duplicate keys, no tags, one document, at most 100 aliases, depth at most 50, at most 1 MB as it stands and
-    expanded: a value that one parser sees and another does not would slip past the policy.
-    """
-    if len(text) > LARGEST:
-        raise Refused(f"{name} is larger than 1 MB", field=name)
-    try:
-        _skim(text, name)
-        node = yaml.compose(text, yaml.CSafeLoader)
-        if node is None:
-            raise Refused(f"{name} is empty", field=name)
-        _measure(node, name, {})
-        model = yaml.load(text, yaml.CSafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Refused(f"{name} is not YAML: {' '.join(str(error).split())}", field=name) from error
-    if not isinstance(model, dict):
-        raise Refused(f"{name} must be a mapping with `services`", field=name)
+    """A compose file as its author wrote it, for looking at only. Raises Refused for what two parsers may read differently."""
+    model = read_mapping(text, name)
+    if not model:
+        raise Refused(f"{name} is empty", field=name)
     return model
-
-
-def _skim(text: bytes, name: str) -> None:
-    """Depth and aliases, event by event: a reader that recurses ends the process on a file that is nested too deep."""
-    depth = aliases = 0
-    for event in yaml.parse(text, yaml.CSafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        aliases += isinstance(event, yaml.AliasEvent)
-        if depth > DEEPEST:
-            raise Refused(f"{name} is nested deeper than {DEEPEST}", field=name)
-        if aliases > MOST_ALIASES:
-            raise Refused(f"{name} has more than {MOST_ALIASES} aliases", field=name)
-
-
-_plain_tags = {
-    f"tag:yaml.org,2002:{kind}"
-    for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge", "timestamp")
-}
-
-
-def _measure(node: yaml.Node, name: str, seen: dict[int, int]) -> int:
-    """How many values `node` expands to. Raises Refused for a duplicate key or a tag."""
-    if id(node) in seen:
-        return seen[id(node)]
-    line = node.start_mark.line + 1
-    if node.tag not in _plain_tags:
-        raise Refused(f"{name} line {line}: the tag {node.tag} is not allowed", field=name)
-    size = 1
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
-        if twice is not None:
-            raise Refused(f"{name} line {line}: the key {twice} stands twice", field=name)
-        size += sum(_measure(part, name, seen) for pair in node.value for part in pair)
-    elif isinstance(node, yaml.SequenceNode):
-        size += sum(_measure(part, name, seen) for part in node.value)
-    if size > LARGEST:
-        raise Refused(f"{name} expands to more than a million values", field=name)
-    seen[id(node)] = size
-    return size
 
 
 def load(text: bytes) -> Model:

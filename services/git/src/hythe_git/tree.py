@@ -20,9 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import yaml
-
 from hythe_events.errors import HytheError, Refused
+from hythe_events.strict_yaml import read_mapping
 from hythe_git.address import inside
 
 COMPOSE_FILES = ("compose.yaml", "docker-compose.yaml", "docker-compose.yml", "compose.yml")
@@ -127,16 +126,7 @@ def _hythe_yaml(objects: Objects, found: _Named) -> dict[str, str]:
 
 def parse_hythe_yaml(text: bytes) -> dict[str, str]:
     """The fields of a `hythe.yaml`: `path` and `compose_file`, both optional. Raises Refused naming the field."""
-    try:
-        said = yaml.load(text, Loader=yaml.CSafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        at = "" if line is None else f" at line {line + 1}"
-        raise Refused(f"{HYTHE_YAML} is not valid YAML{at}") from error
-    if said is None:
-        return {}
-    if not isinstance(said, dict):
-        raise Refused(f"{HYTHE_YAML} must hold fields: compose_file, path")
+    said = read_mapping(text, HYTHE_YAML)
     for name, value in said.items():
         if name not in ("compose_file", "path"):
             raise Refused(
