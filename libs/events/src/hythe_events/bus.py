@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import nats
@@ -39,6 +39,7 @@ from hythe_events import log
 from hythe_events.access import BLOBS, EVENT_SUBJECTS, HEARS, LOGS, SERVICES, STREAM, consumer_name
 from hythe_events.envelope import Cause, Envelope, from_cloudevent
 from hythe_events.errors import BusUnavailable, HytheError, Misconfigured, NotFound, NotNow, Refused
+from hythe_events.faults import armed, crash_point
 from hythe_events.language import Event, Value, new_id
 from hythe_events.language import Request as Asked
 
@@ -50,6 +51,7 @@ ALREADY_THERE = 10201  # JetStream: a message of an atomic batch was published b
 BATCH_LIMIT = 256
 """Events in one atomic batch; the server's own limit is 1,000."""
 
+T = TypeVar("T")
 V = TypeVar("V", bound=Value)
 
 _DRIVER_ERRORS = (nats.errors.Error, nats.js.errors.Error, OSError, asyncio.TimeoutError)
@@ -273,7 +275,8 @@ class Bus:
             if len(events) > 1 and await self._publish_batch(events):
                 return
             for event in events:
-                await self._js.publish(event.subject, event.body, timeout=5, headers=event.headers())
+                sent = self._js.publish(event.subject, event.body, timeout=5, headers=event.headers())
+                await self._acknowledged(sent)
 
     async def _publish_batch(self, events: Sequence[Outgoing]) -> bool:
         batch = new_id().hex
@@ -284,16 +287,18 @@ class Bus:
                 event.body,
                 headers={**event.headers(), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)},
             )
-        response = await self._client.request(
-            last.subject,
-            last.body,
-            timeout=5,
-            headers={
-                **last.headers(),
-                "Nats-Batch-Id": batch,
-                "Nats-Batch-Sequence": str(len(events)),
-                "Nats-Batch-Commit": "1",
-            },
+        response = await self._acknowledged(
+            self._client.request(
+                last.subject,
+                last.body,
+                timeout=5,
+                headers={
+                    **last.headers(),
+                    "Nats-Batch-Id": batch,
+                    "Nats-Batch-Sequence": str(len(events)),
+                    "Nats-Batch-Commit": "1",
+                },
+            )
         )
         answer = json.loads(response.data)
         if "error" not in answer:
@@ -301,6 +306,16 @@ class Bus:
         if answer["error"].get("err_code") == ALREADY_THERE:
             return False
         raise BusUnavailable(f"the bus refused a batch of events: {answer['error'].get('description')}")
+
+    async def _acknowledged(self, sent: Coroutine[Any, Any, T]) -> T:
+        """The server's answer to what is sent; between the two a test may end the process."""
+        if not armed("R3"):
+            return await sent
+        answer = asyncio.ensure_future(sent)
+        await asyncio.sleep(0)
+        await self._client.flush(timeout=5)
+        await crash_point("R3")
+        return await answer
 
     # -- hearing
 

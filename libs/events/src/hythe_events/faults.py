@@ -35,6 +35,11 @@ def _parse(text: str) -> dict[str, _Fault]:
 _faults = _parse(os.environ.get("HYTHE_FAULTS", ""))
 
 
+def armed(name: str) -> bool:
+    """Whether `HYTHE_FAULTS` names this place: for one that takes something to get to."""
+    return name in _faults
+
+
 async def crash_point(name: str) -> None:
     """Act here if `HYTHE_FAULTS` says so. The names are those of the crash-point table in `docs/operating.md`."""
     fault = _faults.get(name)

@@ -128,12 +128,11 @@ class Relay:
             for batch in _batches(events):
                 await crash_point("R2")
                 await self._bus.publish(batch)
-                await crash_point("R3")
+            await crash_point("R4")
             cursor = events[-1].position
             if not await self._move(session, epoch, cursor):
                 _log.warning("relay_deposed", epoch=epoch)
                 return
-            await crash_point("R4")
             self.position = cursor
 
     async def _move(
