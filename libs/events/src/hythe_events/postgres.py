@@ -6,11 +6,13 @@ Nothing else in Hythe imports the driver. A connection is refused when the serve
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import quote, urlsplit, urlunsplit
+from uuid import UUID
 
 import asyncpg
+import asyncpg.pgproto.pgproto
 from asyncpg import Connection, Pool, Record
 from asyncpg.exceptions import (
     InsufficientPrivilegeError,
@@ -24,6 +26,7 @@ from hythe_events.errors import HytheError, Misconfigured, NotPermitted, StoreUn
 __all__ = [
     "Connection",
     "Pool",
+    "QuickUuid",
     "Record",
     "UniqueViolationError",
     "connect",
@@ -31,6 +34,9 @@ __all__ = [
     "our_errors",
     "with_login",
 ]
+
+QuickUuid: Callable[[bytes], UUID] = asyncpg.pgproto.pgproto.UUID
+"""The driver's own UUID: a `uuid.UUID` to everybody, and made and sent in a quarter of the time."""
 
 CONNECT_TIMEOUT = 10.0
 STATEMENT_TIMEOUT = 60.0

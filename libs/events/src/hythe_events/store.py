@@ -26,10 +26,11 @@ from hythe_events.catalog import decode
 from hythe_events.envelope import Cause, Envelope
 from hythe_events.errors import HytheError, StoreUnavailable, VersionConflict
 from hythe_events.faults import crash_point
-from hythe_events.language import Event, new_id
+from hythe_events.language import Event, new_id_bytes
 from hythe_events.postgres import (
     Connection,
     Pool,
+    QuickUuid,
     Record,
     UniqueViolationError,
     connect,
@@ -146,7 +147,7 @@ class Store:
             stream=stream,
             expected=expected,
             events=events,
-            ids=[new_id() for _ in events] if ids is None else list(ids),
+            ids=[QuickUuid(new_id_bytes()) for _ in events] if ids is None else list(ids),
             texts=texts,
             because=because,
             evidence=evidence,

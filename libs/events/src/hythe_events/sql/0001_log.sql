@@ -22,10 +22,10 @@ create table log.events (
     id          uuid        not null unique,
     correlation uuid        not null,
     causation   uuid,
-    stream      text collate "C" not null check (stream ~ '^[a-z]+-[^[:cntrl:]]+$'),
+    stream      text collate "C" not null check (strpos(stream, e'\x1f') = 0),
     type        text collate "C" not null,
-    actor       text        not null check (actor !~ '[[:cntrl:]]'),
-    trace       text        check (trace !~ '[[:cntrl:]]'),
+    actor       text        not null check (strpos(actor, e'\x1f') = 0),
+    trace       text        check (strpos(trace, e'\x1f') = 0),
     data        json        not null,
     hash        bytea       not null,
     evidence    bytea,
@@ -77,7 +77,7 @@ create function log.append_events(
     streams text[], ids uuid[], types text[], schemas smallint[], correlations uuid[], causations uuid[],
     actors text[], traces text[], data text[], evidence bytea[]
 ) returns table (verdict text, version integer, pos bigint, moment timestamptz, chain bytea[])
-language plpgsql security definer set search_path = log, pg_temp set enable_seqscan = off as $$
+language plpgsql security definer set search_path = log, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
     allowed   text[] := array(select g.category || '/' || g.type from log.grants g where g.role = session_user);
     top       record;
@@ -164,7 +164,7 @@ create function log.append_batch(
     versions integer[], streams text[], ids uuid[], types text[], schemas smallint[], correlations uuid[],
     causations uuid[], actors text[], traces text[], data text[], evidence bytea[],
     out base bigint, out moment timestamptz, out hashes bytea[]
-) language plpgsql security definer set search_path = log, pg_temp set enable_seqscan = off as $$
+) language plpgsql security definer set search_path = log, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
     allowed   text[] := array(select g.category || '/' || g.type from log.grants g where g.role = session_user);
     tip       bytea;
@@ -197,7 +197,7 @@ end $$;
 create function log.append_event(
     expected integer, stream text, id uuid, type text, schema smallint, correlation uuid, causation uuid, actor text,
     trace text, data text, evidence bytea, out pos bigint, out moment timestamptz, out chain bytea
-) language plpgsql security definer set search_path = log, pg_temp set enable_seqscan = off as $$
+) language plpgsql security definer set search_path = log, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_variable
 begin
     moment := clock_timestamp();
