@@ -202,7 +202,7 @@ async def test_a_finished_build_is_left_alone(yard: Yard) -> None:
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({"compose.yaml": "services: ["}, "compose.yaml: "),
+        ({"compose.yaml": "services: ["}, "compose.yaml is not YAML"),
         (
             {
                 "compose.yaml": "services: {web: {build: {context: ., ssh: [default]}}}",
