@@ -67,7 +67,13 @@ async def our_errors() -> AsyncIterator[None]:
         raise NotPermitted(f"Postgres refused: {error}") from error
     except InvalidAuthorizationSpecificationError as error:
         raise Misconfigured(f"Postgres refused the login: {error}") from error
-    except (asyncpg.InterfaceError, asyncpg.PostgresConnectionError, OSError, TimeoutError) as error:
+    except (
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,  # the server went away in the midst of an exchange
+        asyncpg.PostgresConnectionError,
+        OSError,
+        TimeoutError,
+    ) as error:
         raise StoreUnavailable(f"the event store does not answer: {error or type(error).__name__}") from error
     except (
         asyncpg.CannotConnectNowError,
@@ -111,7 +117,7 @@ async def open_pool(dsn: str, *, size: int, application: str = "hythe") -> Pool:
     async with our_errors():
         pool: Pool = await asyncpg.create_pool(
             dsn,
-            min_size=1,
+            min_size=0,  # otherwise the driver restores one in the background, and logs a traceback for each try
             max_size=size,
             timeout=CONNECT_TIMEOUT,
             command_timeout=STATEMENT_TIMEOUT,
@@ -119,4 +125,5 @@ async def open_pool(dsn: str, *, size: int, application: str = "hythe") -> Pool:
             connection_class=_Plain,
             server_settings={"application_name": application},
         )
-        return pool
+        async with pool.acquire():
+            return pool
