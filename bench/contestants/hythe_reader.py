@@ -17,11 +17,10 @@ from hythe_events.store import Store
 async def whole_log(dsn: str, *, typed: bool) -> dict[str, float]:
     """Pages of 1,000 from the first event to the last."""
     async with Store.open(dsn) as store:
-        read = store.read_all if typed else store.read_raw
-        position, seen, started = 0, 0, time.perf_counter()
-        while page := await read(position, 1000):
+        pages = store.replay() if typed else store.replay_raw()
+        seen, started = 0, time.perf_counter()
+        async for page in pages:
             seen += len(page)
-            position = page[-1].position
         return {"rate": seen / (time.perf_counter() - started), "events": seen}
 
 

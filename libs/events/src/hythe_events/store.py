@@ -42,6 +42,8 @@ from hythe_events.telemetry import current_traceparent
 BATCH_EVENTS = 512
 BATCH_BYTES = 4 * 1024 * 1024
 DOORBELL = "hythe_log"
+DOORBELL_GAP = 0.002
+"""Seconds between two rings: under load readers are awake anyway, and each ring takes a lock of the whole server."""
 
 _APPEND = "select * from log.append_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 _APPEND_BATCH = "select * from log.append_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
@@ -102,10 +104,15 @@ class Store:
         self._pool = pool
         self._waiting: list[_Append] = []
         self._wanted = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._writer: Connection | None = None
+        self._alone = True
+        """Whether the last batch was a single append."""
+        self._rings = asyncio.Event()
         self._committed = 0
         self._arrived = asyncio.Event()
         self._closing = False
-        self._writer: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._listener: Connection | None = None
 
     @classmethod
@@ -113,7 +120,7 @@ class Store:
     async def open(cls, dsn: str, *, readers: int = 4) -> AsyncIterator[Store]:
         """Opens the store at `dsn`, which names role and password. Raises StoreUnavailable, Misconfigured."""
         store = cls(dsn, await open_pool(dsn, size=readers))
-        store._writer = asyncio.create_task(store._write())
+        store._tasks = [asyncio.create_task(store._write()), asyncio.create_task(store._ring())]
         try:
             yield store
         finally:
@@ -155,35 +162,44 @@ class Store:
         )
         if self._closing:
             raise StoreUnavailable("the event store is closed")
-        self._waiting.append(wanted)
-        self._wanted.set()
+        if self._alone and not self._waiting and not self._writing.locked():
+            async with (
+                self._writing
+            ):  # nobody to wait for or with: the way through the writer's task would only cost
+                await self._flush([wanted])
+        else:
+            self._waiting.append(wanted)
+            self._wanted.set()
         return await wanted.answer
 
     async def _write(self) -> None:
-        connection: Connection | None = None
         try:
             while not (self._closing and not self._waiting):
                 await self._wanted.wait()
-                batch = self._take()
-                if not batch:
-                    self._wanted.clear()
-                    continue
-                try:
-                    if connection is None or connection.is_closed():
-                        connection = await connect(self._dsn, application="hythe store")
-                    await self._commit(connection, batch)
-                except HytheError as error:
-                    self._fail(batch, error)
-                    if isinstance(error, StoreUnavailable) and connection is not None:
-                        connection.terminate()
-                        connection = None
-                except asyncio.CancelledError:
-                    self._fail(batch, StoreUnavailable("the event store is closed"))
-                    raise
+                async with self._writing:
+                    batch = self._take()
+                    if batch:
+                        await self._flush(batch)
+                    else:
+                        self._wanted.clear()
         finally:
             self._fail(self._waiting, StoreUnavailable("the event store is closed"))
-            if connection is not None:
-                connection.terminate()
+
+    async def _flush(self, batch: list[_Append]) -> None:
+        """Commits `batch`, and sees to it that each of its callers gets an answer."""
+        self._alone = len(batch) == 1
+        try:
+            if self._writer is None or self._writer.is_closed():
+                self._writer = await connect(self._dsn, application="hythe store")
+            await self._commit(self._writer, batch)
+        except HytheError as error:
+            self._fail(batch, error)
+            if isinstance(error, StoreUnavailable) and self._writer is not None:
+                self._writer.terminate()
+        except asyncio.CancelledError:
+            self._fail(batch, StoreUnavailable("the event store is closed"))
+            raise
+        self._rings.set()
 
     def _take(self) -> list[_Append]:
         """What waits, oldest first, at most one append per stream and not more than a batch holds."""
@@ -304,14 +320,23 @@ class Store:
 
     async def replay(self, after: int = 0, *, page: int = 1000) -> AsyncIterator[list[Envelope[Event]]]:
         """The whole log beyond position `after`, page by page, up to its end. Postgres reads ahead by one page."""
-        query = f"select {_COLUMNS} from log.events where position > $1 order by position limit $2"
+        async for rows in self._pages(_COLUMNS, after, page):
+            yield [_decoded(row) for row in rows]
+
+    async def replay_raw(self, after: int = 0, *, page: int = 1000) -> AsyncIterator[list[Raw]]:
+        """As `replay`, the rows as they are stored, evidence included."""
+        async for rows in self._pages(", ".join(Raw._fields), after, page):
+            yield [Raw._make(row) for row in rows]
+
+    async def _pages(self, columns: str, after: int, page: int) -> AsyncIterator[list[Record]]:
+        query = f"select {columns} from log.events where position > $1 order by position limit $2"
         async with our_errors(), self._pool.acquire() as connection:
             statement = await connection.prepare(query)
             rows = await statement.fetch(after, page)
             while rows:
                 ahead = asyncio.ensure_future(statement.fetch(rows[-1]["position"], page))
-                await asyncio.sleep(0)  # let the question go out before the answer to the last one is decoded
-                yield [_decoded(row) for row in rows]
+                await asyncio.sleep(0)  # let the question go out before the answer to the last one is read
+                yield rows
                 rows = await ahead
 
     async def read_raw(self, after: int, limit: int = 1000, *, evidence: bool = True) -> list[Raw]:
@@ -323,7 +348,7 @@ class Store:
                 after,
                 limit,
             )
-        return [Raw(*row.values()) for row in rows]
+        return [Raw._make(row) for row in rows]
 
     async def find(self, event_id: UUID) -> Envelope[Event] | None:
         """The event with this id, or None."""
@@ -380,6 +405,30 @@ class Store:
 
     # -- the doorbell
 
+    async def _ring(self) -> None:
+        """Wakes the readers in other processes, apart from the append: there it would make every commit wait in line."""
+        bell: Connection | None = None
+        try:
+            while True:
+                await self._rings.wait()
+                self._rings.clear()
+                with suppress(HytheError):  # nobody depends on it: every reader also looks by itself
+                    if bell is None or bell.is_closed():
+                        bell = await connect(self._dsn, application="hythe bell")
+                        await bell.execute(
+                            "set synchronous_commit = off"
+                        )  # a ring is not worth a write to the disk
+                    async with our_errors():
+                        await bell.execute(f"select pg_notify('{DOORBELL}', '{self._committed}')")
+                await asyncio.sleep(DOORBELL_GAP)
+        finally:
+            if bell is not None:
+                if self._rings.is_set():
+                    with suppress(HytheError):
+                        async with our_errors():
+                            await bell.execute(f"select pg_notify('{DOORBELL}', '{self._committed}')")
+                bell.terminate()
+
     async def _listen(self) -> None:
         if self._listener is not None and not self._listener.is_closed():
             return
@@ -394,12 +443,14 @@ class Store:
     async def _close(self) -> None:
         self._closing = True
         self._wanted.set()
-        if self._writer is not None:
-            await asyncio.wait([self._writer], timeout=10)
-            self._writer.cancel()
-            await asyncio.gather(self._writer, return_exceptions=True)
-        if self._listener is not None:
-            self._listener.terminate()
+        writer, _ = self._tasks
+        await asyncio.wait([writer], timeout=10)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in (self._writer, self._listener):
+            if connection is not None:
+                connection.terminate()
         self._pool.terminate()
 
 
