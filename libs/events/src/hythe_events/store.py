@@ -42,8 +42,6 @@ from hythe_events.telemetry import current_traceparent
 BATCH_EVENTS = 512
 BATCH_BYTES = 4 * 1024 * 1024
 DOORBELL = "hythe_log"
-DOORBELL_GAP = 0.002
-"""Seconds between two rings: under load readers are awake anyway, and each ring takes a lock of the whole server."""
 
 _APPEND = "select * from log.append_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 _APPEND_BATCH = "select * from log.append_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
@@ -104,15 +102,10 @@ class Store:
         self._pool = pool
         self._waiting: list[_Append] = []
         self._wanted = asyncio.Event()
-        self._writing = asyncio.Lock()
-        self._writer: Connection | None = None
-        self._alone = True
-        """Whether the last batch was a single append."""
-        self._rings = asyncio.Event()
         self._committed = 0
         self._arrived = asyncio.Event()
         self._closing = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._writer: asyncio.Task[None] | None = None
         self._listener: Connection | None = None
 
     @classmethod
@@ -120,7 +113,7 @@ class Store:
     async def open(cls, dsn: str, *, readers: int = 4) -> AsyncIterator[Store]:
         """Opens the store at `dsn`, which names role and password. Raises StoreUnavailable, Misconfigured."""
         store = cls(dsn, await open_pool(dsn, size=readers))
-        store._tasks = [asyncio.create_task(store._write()), asyncio.create_task(store._ring())]
+        store._writer = asyncio.create_task(store._write())
         try:
             yield store
         finally:
@@ -162,44 +155,35 @@ class Store:
         )
         if self._closing:
             raise StoreUnavailable("the event store is closed")
-        if self._alone and not self._waiting and not self._writing.locked():
-            async with (
-                self._writing
-            ):  # nobody to wait for or with: the way through the writer's task would only cost
-                await self._flush([wanted])
-        else:
-            self._waiting.append(wanted)
-            self._wanted.set()
+        self._waiting.append(wanted)
+        self._wanted.set()
         return await wanted.answer
 
     async def _write(self) -> None:
+        connection: Connection | None = None
         try:
             while not (self._closing and not self._waiting):
                 await self._wanted.wait()
-                async with self._writing:
-                    batch = self._take()
-                    if batch:
-                        await self._flush(batch)
-                    else:
-                        self._wanted.clear()
+                batch = self._take()
+                if not batch:
+                    self._wanted.clear()
+                    continue
+                try:
+                    if connection is None or connection.is_closed():
+                        connection = await connect(self._dsn, application="hythe store")
+                    await self._commit(connection, batch)
+                except HytheError as error:
+                    self._fail(batch, error)
+                    if isinstance(error, StoreUnavailable) and connection is not None:
+                        connection.terminate()
+                        connection = None
+                except asyncio.CancelledError:
+                    self._fail(batch, StoreUnavailable("the event store is closed"))
+                    raise
         finally:
             self._fail(self._waiting, StoreUnavailable("the event store is closed"))
-
-    async def _flush(self, batch: list[_Append]) -> None:
-        """Commits `batch`, and sees to it that each of its callers gets an answer."""
-        self._alone = len(batch) == 1
-        try:
-            if self._writer is None or self._writer.is_closed():
-                self._writer = await connect(self._dsn, application="hythe store")
-            await self._commit(self._writer, batch)
-        except HytheError as error:
-            self._fail(batch, error)
-            if isinstance(error, StoreUnavailable) and self._writer is not None:
-                self._writer.terminate()
-        except asyncio.CancelledError:
-            self._fail(batch, StoreUnavailable("the event store is closed"))
-            raise
-        self._rings.set()
+            if connection is not None:
+                connection.terminate()
 
     def _take(self) -> list[_Append]:
         """What waits, oldest first, at most one append per stream and not more than a batch holds."""
@@ -405,30 +389,6 @@ class Store:
 
     # -- the doorbell
 
-    async def _ring(self) -> None:
-        """Wakes the readers in other processes, apart from the append: there it would make every commit wait in line."""
-        bell: Connection | None = None
-        try:
-            while True:
-                await self._rings.wait()
-                self._rings.clear()
-                with suppress(HytheError):  # nobody depends on it: every reader also looks by itself
-                    if bell is None or bell.is_closed():
-                        bell = await connect(self._dsn, application="hythe bell")
-                        await bell.execute(
-                            "set synchronous_commit = off"
-                        )  # a ring is not worth a write to the disk
-                    async with our_errors():
-                        await bell.execute(f"select pg_notify('{DOORBELL}', '{self._committed}')")
-                await asyncio.sleep(DOORBELL_GAP)
-        finally:
-            if bell is not None:
-                if self._rings.is_set():
-                    with suppress(HytheError):
-                        async with our_errors():
-                            await bell.execute(f"select pg_notify('{DOORBELL}', '{self._committed}')")
-                bell.terminate()
-
     async def _listen(self) -> None:
         if self._listener is not None and not self._listener.is_closed():
             return
@@ -443,14 +403,12 @@ class Store:
     async def _close(self) -> None:
         self._closing = True
         self._wanted.set()
-        writer, _ = self._tasks
-        await asyncio.wait([writer], timeout=10)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for connection in (self._writer, self._listener):
-            if connection is not None:
-                connection.terminate()
+        if self._writer is not None:
+            await asyncio.wait([self._writer], timeout=10)
+            self._writer.cancel()
+            await asyncio.gather(self._writer, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.terminate()
         self._pool.terminate()
 
 

@@ -154,6 +154,7 @@ begin
                     hashes, evidence) u(p, v, s, id, cor, cau, st, ty, act, tr, d, h, ev)
         where p is not null;
         update log.head h set position = top.position, hash = tip where h.one;
+        perform pg_notify('hythe_log', top.position::text);
     end if;
 end $$;
 
@@ -189,6 +190,7 @@ begin
       from unnest(versions, schemas, ids, correlations, causations, streams, types, actors, traces, data, hashes, evidence)
            with ordinality u(v, s, id, cor, cau, st, ty, act, tr, d, h, ev, o);
     update log.head h set position = base + cardinality(ids), hash = tip where h.one;
+    perform pg_notify('hythe_log', (base + cardinality(ids))::text);
 end $$;
 
 -- The same in good faith for one event of a stream that is at version `expected`; a wrong version is a unique_violation.
@@ -216,6 +218,7 @@ begin
     if not found then
         raise exception 'stream % is not at version %', stream, expected using errcode = 'unique_violation';
     end if;
+    perform pg_notify('hythe_log', pos::text);
 end $$;
 
 -- Where the relay has got to. `epoch` grows at each take-over, so a leader that was asleep cannot move the cursor back.
