@@ -10,7 +10,7 @@ import pytest
 
 from hythe_cli.local.world import World
 from hythe_events import streams
-from hythe_events.build import FindLog, FoundLog
+from hythe_events.build import BuildStarted, FindLog, FoundLog
 from hythe_events.bus import Outgoing
 from hythe_events.envelope import Cause, Envelope, to_cloudevent
 from hythe_events.errors import BusUnavailable, NotFound, NotNow, Refused
@@ -28,6 +28,7 @@ from hythe_events.log import (
     VerifyLog,
 )
 from hythe_events.service import answers, on
+from hythe_events.telemetry import current_traceparent
 
 CAUSE = Cause(new_id(), None, "cli:test")
 
@@ -308,3 +309,30 @@ async def test_events_are_watched_without_a_gap(world: World) -> None:
         second = await ask_for_build(world)
         await until(lambda: seen == [first.id, second.id])
         watching.cancel()
+
+
+async def test_one_trace_goes_through_log_bus_and_handler(world: World) -> None:
+    """What a request began is one trace: its events, the messages that tell of them, the handler, and what that appends."""
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    begun = f"00-{trace}-b7ad6b7169203331-01"
+    seen: list[str | None] = []
+
+    async def hear(event: Envelope[BuildRequested]) -> None:
+        seen.append(current_traceparent())
+        started = BuildStarted(deployment=event.data.deployment, stack="demo", services=("web",))
+        async with world.store("build") as store:
+            [appended] = await store.append(event.stream, 1, [started], because=event.cause("hythe:build"))
+            seen.append(appended.traceparent)
+
+    async with world.running(
+        "build", more={"otlp_endpoint": "http://127.0.0.1:9"}, hears=[on(BuildRequested, hear)]
+    ):
+        deployment = new_id()
+        because = Cause(new_id(), None, "cli:test", begun)
+        async with world.store("git") as store:
+            await store.append(
+                streams.deployment(deployment), 0, [build_requested(deployment)], because=because
+            )
+        await until(lambda: len(seen) == 2)
+    assert [said is not None and said.split("-")[1] for said in seen] == [trace, trace]
+    assert seen[0] != begun, "the handler's span is a child of the request's"
