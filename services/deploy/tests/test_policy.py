@@ -60,7 +60,7 @@ NAMESPACES: list[dict[str, Any]] = [
 FILES: list[dict[str, Any]] = [
     bind("/"),
     bind("/etc"),
-    bind("/root/.ssh"),
+    bind("/home/ada/.ssh"),
     bind(f"{FOLDER}/../other"),
     bind(f"{FOLDER}-other/data"),
     {"volumes_from": ["container:other"]},
