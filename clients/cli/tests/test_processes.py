@@ -23,12 +23,14 @@ from hythe_cli.local.processes import (
     run_to_end,
     start,
 )
+from hythe_events.testing import until
 
 STUBBORN = """
-import signal, time
+import signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("deaf", flush=True)
-time.sleep(600)
+while True:
+    signal.pause()
 """
 
 
@@ -37,8 +39,9 @@ def program(folder: Path, *argv: str, stop_seconds: float = 5.0) -> Program:
 
 
 async def gone(pid: int) -> None:
-    while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
-        await asyncio.sleep(0.01)
+    await until(
+        lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text(), 60
+    )
 
 
 async def test_a_program_that_hears_us_ends_by_the_signal_we_sent(tmp_path: Path) -> None:
@@ -52,11 +55,7 @@ async def test_a_program_that_does_not_hear_us_is_killed_when_its_time_is_up(tmp
     """Ctrl-C must end, whatever a program does about SIGTERM."""
     running = await start(program(tmp_path, sys.executable, "-c", STUBBORN, stop_seconds=0.2))
 
-    async def is_deaf() -> None:
-        while "deaf" not in running.last_words():
-            await asyncio.sleep(0.01)
-
-    await become_ready(running, is_deaf(), seconds=10)
+    await become_ready(running, until(lambda: "deaf" in running.last_words()), seconds=10)
     assert await running.stop() == -signal.SIGKILL
 
 
@@ -132,6 +131,7 @@ from pathlib import Path
 from hythe_cli.local.nats import NatsServer
 from hythe_cli.local.postgres import PostgresServer
 from hythe_cli.local.processes import Program, start
+from hythe_events.testing import until
 
 async def main(folder: Path) -> None:
     postgres, nats = PostgresServer(folder / "pg"), NatsServer(folder / "nats")

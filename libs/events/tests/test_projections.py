@@ -19,7 +19,7 @@ from hythe_events.language import Event
 from hythe_events.postgres import Connection, connect
 from hythe_events.projections import NotApplied, Projection, Projector, Rebuild
 from hythe_events.store import Store
-from hythe_events.testing import MigratedDatabase
+from hythe_events.testing import MigratedDatabase, until
 from hythe_events.webhooks import SourceCreated, SourceSwitched
 
 DEADLINE = 20.0
@@ -119,13 +119,6 @@ async def checkpoint(store: Store) -> int:
                 "select position from webhooks.checkpoints where projection = 'sources'"
             )
         )
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Waits for something that nothing tells of; ends at the test's deadline."""
-    async with asyncio.timeout(DEADLINE):
-        while not holds():
-            await asyncio.sleep(0.005)
 
 
 # -- following

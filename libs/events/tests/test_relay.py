@@ -22,6 +22,7 @@ from hythe_events.language import new_id
 from hythe_events.postgres import connect
 from hythe_events.relay import LogWentBack, Relay
 from hythe_events.store import Store
+from hythe_events.testing import until
 
 CAUSE = Cause(new_id(), None, "cli:test")
 GRANTED = StackGranted(stack="demo", grants=())
@@ -57,9 +58,7 @@ async def told(world: World) -> list[tuple[int, str]]:
 
 
 async def until_told(relay: Relay, position: int, seconds: float = 60) -> None:
-    async with asyncio.timeout(seconds):
-        while relay.position < position:
-            await asyncio.sleep(0.02)
+    await until(lambda: relay.position >= position, seconds)
 
 
 @pytest.mark.slow
@@ -100,12 +99,8 @@ async def test_one_relay_leads_and_another_takes_over(world: World) -> None:
     async with world.store("deploy") as store, relaying(world) as second:
         async with relaying(world) as first:
             await store.append(streams.stack("a"), None, [GRANTED] * 3, because=CAUSE)
-            async with asyncio.timeout(20):
-                while max(first.position, second.position) < 3:
-                    await asyncio.sleep(0.02)
+            await until(lambda: max(first.position, second.position) >= 3)
             assert first.leading != second.leading
-            leader, follower = (first, second) if first.leading else (second, first)
-            del leader, follower
         await store.append(streams.stack("a"), None, [GRANTED] * 3, because=CAUSE)
         await until_told(second, 6, 20)
         assert second.leading
@@ -193,9 +188,7 @@ async def test_a_full_stream_holds_the_relay_back_until_there_is_room(world: Wor
         small = Relay(store, bus, Sealer("01" * 32), ack_wait=1.0, max_bytes=16 * 1024)
         task = asyncio.create_task(small.run())
         await writer.append(streams.stack("a"), None, [GRANTED] * 60, because=CAUSE)
-        async with asyncio.timeout(20):
-            while not (small.trouble or "").startswith("the relay waits"):
-                await asyncio.sleep(0.02)
+        await until(lambda: (small.trouble or "").startswith("the relay waits"))
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     async with relaying(world) as relay:

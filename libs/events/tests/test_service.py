@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,6 +28,7 @@ from hythe_events.log import (
 )
 from hythe_events.service import answers, on
 from hythe_events.telemetry import current_traceparent
+from hythe_events.testing import until
 
 CAUSE = Cause(new_id(), None, "cli:test")
 
@@ -46,12 +46,6 @@ def build_requested(deployment: Any, stack: str = "demo") -> BuildRequested:
         source=source,
         compose_file="compose.yaml",
     )
-
-
-async def until(happened: Callable[[], bool], seconds: float = 20.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not happened():
-            await asyncio.sleep(0.01)
 
 
 async def ask_for_build(world: World) -> Envelope[Any]:
@@ -180,9 +174,11 @@ async def test_a_forged_message_leads_to_nothing(world: World) -> None:
         async def parked() -> tuple[Any, ...]:
             return (await client.ask(ListParked(), Rows, actor="cli:test", service="build")).rows
 
-        async with asyncio.timeout(20):
-            while not (rows := await parked()):
-                await asyncio.sleep(0.05)
+        async def is_parked() -> bool:
+            return bool(await parked())
+
+        await until(is_parked)
+        rows = await parked()
     assert "forged" in rows[0]["reason"]
     assert heard == [real.id]
 

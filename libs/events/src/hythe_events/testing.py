@@ -40,6 +40,8 @@ from hythe_events.secrets import WrappedKey
 from hythe_events.store import Head, Raw
 from hythe_events.telemetry import current_traceparent
 
+LOOK_AGAIN = 0.01
+
 E = TypeVar("E", bound=Event)
 A = TypeVar("A", bound=Command | Query)
 V = TypeVar("V", bound=Value)
@@ -588,3 +590,13 @@ class Given(Generic[State, Asked]):
 def given(decider: Decider[State, Asked], *events: Event) -> Given[State, Asked]:
     """The rules to test, and what happened so far in the stream they rule."""
     return Given(decider, events)
+
+
+async def until(happened: Callable[[], bool | Awaitable[bool]], seconds: float = 20.0) -> None:
+    """Returns once `happened()` holds: for what tells nobody when it happens. Raises TimeoutError after `seconds`."""
+    async with asyncio.timeout(seconds):
+        while True:
+            answer = happened()
+            if answer if isinstance(answer, bool) else await answer:
+                return
+            await asyncio.sleep(LOOK_AGAIN)
